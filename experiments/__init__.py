@@ -1,0 +1,1 @@
+"""(docstring and map of the folder)"""
