@@ -1,0 +1,64 @@
+"""Names of devices, and what a measurement must say about the machine it was made on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..registry import unknown
+
+__all__ = ["available_devices", "check_device", "device_fingerprint"]
+
+
+def available_devices() -> list[str]:
+    """Names of the devices of this machine, the CPU first."""
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return names + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device called `device`; "cuda" is "cuda:0".
+
+    Raises:
+        ValueError: no such device on this machine; the text lists those that exist.
+    """
+    known = available_devices()
+    name = "cuda:0" if device == "cuda" else str(device)
+    if name not in known:
+        if name.startswith("cuda:") and name[5:].isdigit():
+            raise ValueError(f"device {device!r} is not on this machine; it has: {', '.join(known)}")
+        raise ValueError(unknown("device", device, [*known, "cuda"] if len(known) > 1 else known))
+    return torch.device(name)
+
+
+def device_fingerprint(device: str = "cpu") -> dict[str, Any]:
+    """What a number measured on `device` depends on: model, cores, torch, threads, and the load of the
+    moment.
+
+    `load` is the one-minute average of runnable processes; well above 1 during a single-threaded measurement
+    it says that something else was running.
+    """
+    target = check_device(device)
+    found: dict[str, Any] = {
+        "device": str(target), "name": _cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
+    if target.type == "cuda":
+        found |= {"name": torch.cuda.get_device_name(target), "cuda": torch.version.cuda}
+    return found
+
+
+@functools.cache
+def _cpu_name() -> str:
+    """The processor's own name: /proc/cpuinfo on Linux, platform's word elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
