@@ -1,0 +1,320 @@
+"""Networks to look at: a text for terminals, an SVG for pages, and the difference of two.
+
+All three show plain numbers. Fields at None or False and floats at their default are left out, as is everything a
+reader can infer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from .graph import architecture_hash, operator_label
+
+if TYPE_CHECKING:
+    from .plan import Block, Plan
+
+__all__ = ["diff_text", "draw_svg", "draw_text"]
+
+Counts = Mapping[str, int] | None
+CELL = 60                                           # characters of an operator in a line of text
+
+
+def draw_text(plan: Plan, parameters: Counts = None) -> str:
+    """One line per layer, a bracket around what a recursion repeats.
+
+    Args:
+        plan: the network.
+        parameters: entries per parameter by state_dict name (`layers.0.mixer.op.query.weight`); adds a column.
+    """
+    rows: list[tuple[str, str, str, int | None]] = []            # gutter, first column, second column, parameters
+    loops = _recursion_words(plan)
+    rows.append(("", f"{_words(plan.embed)} -> width {plan.width}", "", _count(parameters, "embed.")))
+    if loops:
+        rows.append(("┌", loops, "", _count(parameters, "lora.")))
+    for index, block in enumerate(plan.layers):
+        present = dict(block.sublayers())
+        words = [_cut(_words(present[role]), CELL) if role in present else "-" for role in ("mixer", "channel")]
+        count = _count(parameters, f"layers.{index}.")
+        rows.append(("│" if loops else "", f"{index:>2} {words[0]}", words[1] + _norm_words(block, plan), count))
+    if loops:
+        rows.append(("└", "", "", None))
+    rows.append(("", _words(plan.norm), "", _count(parameters, "norm.")))
+    rows.append(("", _words(plan.head), "", _count(parameters, "head.")))
+    if parameters is not None:
+        rows.append(("", "parameters", "", sum(parameters.values())))
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: list[tuple[str, str, str, int | None]]) -> Iterator[str]:
+    first = max((len(row[1]) for row in rows if row[2]), default=0) + 3
+    second = max(max(len(row[1]) if not row[2] else first + len(row[2]) for row in rows), 24) + 3
+    digits = max(len(_number(row[3])) for row in rows)
+    for gutter, left, right, count in rows:
+        text = f"{left:<{first}}{right}" if right else left
+        yield f"{gutter:<2}{text:<{second}}{_number(count):>{digits}}".rstrip()
+
+
+def diff_text(before: Plan, after: Plan) -> str:
+    """What was decided otherwise, one line each, layers aligned by their content so that an inserted one is one line."""
+    lines: list[str] = []
+    if before.width != after.width:
+        lines.append(f"width: {before.width} -> {after.width}")
+    lines += _changes("embed", before.embed, after.embed)
+    lines += _changes("recursion", before.recursion, after.recursion)
+    lines += _layer_changes(before.layers, after.layers)
+    lines += _changes("norm", before.norm, after.norm)
+    lines += _changes("head", before.head, after.head)
+    if not lines:
+        return "no difference"
+    if architecture_hash(before) == architecture_hash(after):
+        lines.append("One network: these decisions make no difference to the graph.")
+    return "\n".join(lines)
+
+
+def _layer_changes(before: tuple[Block, ...], after: tuple[Block, ...]) -> Iterator[str]:
+    matcher = SequenceMatcher(None, [operator_label(b) for b in before], [operator_label(b) for b in after],
+                              autojunk=False)
+    for tag, start, stop, new_start, new_stop in matcher.get_opcodes():
+        if tag == "equal":
+            continue
+        paired = min(stop - start, new_stop - new_start)
+        for i, j in zip(range(start, start + paired), range(new_start, new_start + paired), strict=True):
+            where = f"layer {i}" if i == j else f"layer {i} (now {j})"
+            for role in ("mixer", "channel", "norm"):
+                yield from _changes(f"{where} {role}", getattr(before[i], role), getattr(after[j], role))
+        yield from (f"layer {i} removed: {_block_words(before[i])}" for i in range(start + paired, stop))
+        yield from (f"layer {j} added: {_block_words(after[j])}" for j in range(new_start + paired, new_stop))
+
+
+def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
+    if operator_label(before) == operator_label(after):
+        return
+    if type(before) is not type(after):
+        yield f"{where}: {_words(before)} -> {_words(after)}"
+        return
+    pairs = ((field.name, getattr(before, field.name), getattr(after, field.name)) for field in fields(before))
+    changed = ", ".join(f"{name} {_plain(old)} -> {_plain(new)}" for name, old, new in pairs if old != new)
+    yield f"{where} {type(before).__name__}: {changed}"
+
+
+def _block_words(block: Block) -> str:
+    return " + ".join(_words(operator) for _, operator in block.sublayers()) or "empty"
+
+
+def _norm_words(block: Block, plan: Plan) -> str:
+    """The norm of a layer, where it is another than the network's last."""
+    return "" if operator_label(block.norm) == operator_label(plan.norm) else f", norm {_words(block.norm)}"
+
+
+def _recursion_words(plan: Plan) -> str:
+    """How often the layers run: empty when once, without per-loop weights."""
+    if not plan.layers or (plan.recursion.times == 1 and not plan.recursion.lora_rank):
+        return ""
+    rank = plan.recursion.lora_rank
+    return f"x{plan.recursion.times}" + (f", LoRA rank {rank}" if rank else "")
+
+
+def _words(operator: Any) -> str:
+    numbers = _numbers(operator)
+    return f"{type(operator).__name__}({numbers})" if numbers else type(operator).__name__
+
+
+def _numbers(operator: Any) -> str:
+    """The fields worth reading, in the order of the class: `heads=4, window=64, tied`."""
+    shown = []
+    for field in fields(operator):
+        value = getattr(operator, field.name)
+        if value is None or value is False or (isinstance(value, float) and value == field.default):
+            continue
+        shown.append(field.name if value is True else f"{field.name}={_plain(value)}")
+    return ", ".join(shown)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return _words(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_plain(entry) for entry in value)}]"
+    return str(getattr(value, "__name__", value))
+
+
+def _cut(words: str, room: int) -> str:
+    return words if len(words) <= room else words[:max(room - 1, 0)].rstrip(", ") + "…"
+
+
+def _count(parameters: Counts, prefix: str) -> int | None:
+    if parameters is None:
+        return None
+    return sum(entries for name, entries in parameters.items() if name.startswith(prefix))
+
+
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+# SVG. Left to right: layer number, the residual stream as one vertical line, a box per operator, the loop's bracket.
+
+MARGIN, BRACKET = 24, 88
+STREAM_X, BOX_X, BOX_END = 92, 132, 596
+BOX, ROW, GAP = 32, 42, 12
+INK, FAINT, LINE, PAPER, PANEL = "#1c2430", "#5b6675", "#8a94a3", "#ffffff", "#f5f6f8"
+CHARACTER = 7.2                                     # advance of the 12 px details in a wide font, to cut in time
+
+COLOURS = {                                         # stroke, fill: Okabe and Ito's hues, safe for colour blindness
+    "Attention": ("#0072b2", "#e3f0f9"),
+    "GatedDeltaNet": ("#00855f", "#def3ec"),
+    "Mamba2": ("#c65200", "#fcebdf"),
+    "ShortConv": ("#a67c00", "#fbf3d5"),
+    "Hyena": ("#a8467f", "#f8e6f0"),
+}
+MORE_COLOURS = (("#332288", "#e8e5f6"), ("#882255", "#f5e3ec"), ("#5f6b00", "#f0f2d8"), ("#2b7a99", "#e0f1f6"),
+                ("#8a3a2a", "#f7e5e1"))
+CHANNEL_COLOUR = ("#66707f", "#eef0f3")
+END_COLOUR = ("#39424f", "#ffffff")
+
+
+def draw_svg(plan: Plan, parameters: Counts = None, title: str = "") -> str:
+    """A self-contained SVG, up to 720 px wide: operators as boxes beside the residual stream, a bracket around a recursion.
+
+    Args:
+        plan: the network.
+        parameters: entries per parameter by state_dict name, as for `draw_text`.
+        title: the heading; by default depth, width and the number of parameters.
+    """
+    return "\n".join(_Sheet(plan, parameters, title).lines())
+
+
+class _Sheet:
+    """Collects elements from top to bottom; `y` is where the next one goes."""
+
+    def __init__(self, plan: Plan, parameters: Counts, title: str):
+        self.plan, self.parameters = plan, parameters
+        self.title = title or self._summary()
+        self.loops = _recursion_words(plan)
+        self.width = BOX_END + 12 + MARGIN + (BRACKET if self.loops else 0)
+        self.under: list[str] = []                  # panels and the stream, below the boxes
+        self.over: list[str] = []
+        self.y = MARGIN
+
+    def lines(self) -> list[str]:
+        self._heading()
+        start = self.y + BOX
+        self._box(MARGIN, self.plan.embed, "embed.", END_COLOUR, f"width={self.plan.width}")
+        self.y += BOX + 16
+        self._layers()
+        for prefix, operator in (("norm.", self.plan.norm), ("head.", self.plan.head)):
+            self._arrow(STREAM_X, self.y)
+            self._box(MARGIN, operator, prefix, END_COLOUR)
+            self.y += BOX + 16
+        self.under.append(f'<path d="M{STREAM_X} {start}V{self.y - BOX - 20}" stroke="{INK}" stroke-width="2"/>')
+        self._legend()
+        label = escape(self.title, quote=True)
+        return [f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.y}" '
+                f'viewBox="0 0 {self.width} {self.y}" role="img" aria-label="{label}" fill="none" font-size="12" '
+                'font-family="system-ui, -apple-system, Helvetica, Arial, sans-serif">',
+                f"<title>{label}</title>", f'<rect width="{self.width}" height="{self.y}" fill="{PAPER}"/>',
+                *self.under, *self.over, "</svg>"]
+
+    def _summary(self) -> str:
+        depth = len(self.plan.layers)
+        total = "" if self.parameters is None else f", {sum(self.parameters.values()):,} parameters"
+        return f"{depth} layer{'' if depth == 1 else 's'}, width {self.plan.width}{total}"
+
+    def _heading(self) -> None:
+        self._text(MARGIN, self.y + 14, self.title, size=16, weight=600)
+        self._text(BOX_END + 12, self.y + 14, architecture_hash(self.plan)[:8], fill=FAINT, anchor="end",
+                   family="ui-monospace, Menlo, Consolas, monospace")
+        self.y += 34
+
+    def _layers(self) -> None:
+        top = self.y
+        for index, block in enumerate(self.plan.layers):
+            rows = block.sublayers()
+            if not rows:
+                continue
+            height = len(rows) * ROW + 2
+            self.under.append(f'<rect x="{MARGIN}" y="{self.y}" width="{BOX_END + 12 - MARGIN}" height="{height}" '
+                              f'rx="8" fill="{PANEL}"/>')
+            self._text(MARGIN + 12, self.y + height / 2 + 4, str(index), fill=FAINT, weight=600)
+            for row, (role, operator) in enumerate(rows):
+                self._sublayer(self.y + 6 + row * ROW, f"layers.{index}.{role}.", role, operator, block)
+            self.y += height + 8
+        if self.loops and self.y > top:
+            self._bracket(top, self.y - 8)
+        self.y += GAP
+
+    def _sublayer(self, y: float, prefix: str, role: str, operator: Any, block: Block) -> None:
+        enter, leave = y + 9, y + BOX - 8
+        self.over.append(f'<path d="M{STREAM_X} {enter}H{BOX_X - 6}M{BOX_X} {leave}H{STREAM_X + 13}" '
+                         f'stroke="{LINE}" stroke-width="1.5"/>')
+        self.over.append(f'<path d="M{BOX_X - 7} {enter - 4}l7 4l-7 4z" fill="{LINE}"/>'
+                         f'<path d="M{STREAM_X + 14} {leave - 4}l-7 4l7 4z" fill="{LINE}"/>'
+                         f'<circle cx="{STREAM_X + 16}" cy="{enter}" r="3.5" fill="{INK}"/>')
+        self._sum(STREAM_X, leave)
+        held, self.y = self.y, y
+        is_channel = "channel" in (role, getattr(operator, "kind", role))
+        colour = CHANNEL_COLOUR if is_channel else _mixer_colour(operator)
+        self._box(BOX_X, operator, prefix, colour, _norm_words(block, self.plan).removeprefix(", "))
+        self.y = held
+
+    def _box(self, x: int, operator: Any, prefix: str, colour: tuple[str, str], more: str = "") -> None:
+        stroke, fill = colour
+        name, count = type(operator).__name__, _number(_count(self.parameters, prefix))
+        details = ", ".join(part for part in (_numbers(operator), more) if part)
+        room = int((BOX_END - x - 32 - len(name) * 8 - len(count) * 7.5) / CHARACTER)
+        full = escape(f"{name}({details})" if details else name)
+        self.over.append(
+            f'<g><title>{full}</title><rect x="{x}" y="{self.y}" width="{BOX_END - x}" height="{BOX}" rx="5" '
+            f'fill="{fill}" stroke="{stroke}"/><rect x="{x}" y="{self.y + 5}" width="4" height="{BOX - 10}" '
+            f'fill="{stroke}"/><text x="{x + 14}" y="{self.y + 20.5}" fill="{INK}"><tspan font-size="13" '
+            f'font-weight="600">{escape(name)}</tspan><tspan dx="10">{escape(_cut(details, room))}</tspan></text></g>')
+        if count:
+            self._text(BOX_END - 10, self.y + 20.5, count, fill=FAINT, anchor="end")
+
+    def _bracket(self, top: int, bottom: int) -> None:
+        x, middle = BOX_END + 24, (top + bottom) / 2
+        self.over.append(f'<path d="M{x} {top + 2}h8q6 0 6 6V{bottom - 8}q0 6-6 6h-8" stroke="{INK}" '
+                         'stroke-width="2"/>'
+                         f'<path d="M{x} {top - 2}l-8 4l8 4z" fill="{INK}"/>')
+        times, _, lora = self.loops.partition(", ")
+        self._text(x + 24, middle + 4, times.replace("x", "×"), size=18, weight=600)
+        self._text(x + 24, middle + 20, lora, size=11, fill=FAINT)
+        if lora and self.parameters is not None:
+            self._text(x + 24, middle + 35, _number(_count(self.parameters, "lora.")), size=11, fill=FAINT)
+
+    def _sum(self, x: int, y: float) -> None:
+        self.over.append(f'<circle cx="{x}" cy="{y}" r="7" fill="{PAPER}" stroke="{INK}" stroke-width="1.5"/>'
+                         f'<path d="M{x - 4} {y}h8M{x} {y - 4}v8" stroke="{INK}" stroke-width="1.5"/>')
+
+    def _arrow(self, x: int, y: int) -> None:
+        self.over.append(f'<path d="M{x - 4.5} {y - 8}l4.5 8l4.5-8z" fill="{INK}"/>')
+
+    def _legend(self) -> None:
+        y = self.y + 4
+        self.over.append(f'<circle cx="{MARGIN + 6}" cy="{y}" r="3.5" fill="{INK}"/>')
+        self._text(MARGIN + 18, y + 4, type(self.plan.norm).__name__ + " before the operator", size=11, fill=FAINT)
+        self._sum(MARGIN + 216, y)
+        self._text(MARGIN + 230, y + 4, "sum with the residual stream", size=11, fill=FAINT)
+        if self.parameters is not None:
+            self._text(BOX_END - 10, y + 4, "parameters", size=11, fill=FAINT, anchor="end")
+        self.y += 4 + MARGIN
+
+    def _text(self, x: float, y: float, words: str, *, size: int = 12, weight: int = 400, fill: str = INK,
+              anchor: str = "start", family: str = "") -> None:
+        font = f' font-family="{family}"' if family else ""
+        self.over.append(f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
+                         f'text-anchor="{anchor}"{font}>{escape(words)}</text>')
+
+
+def _mixer_colour(operator: Any) -> tuple[str, str]:
+    """The shipped mixers have their hue; any other takes one by its name, the same in every drawing."""
+    name = type(operator).__name__
+    digest = hashlib.sha256(name.encode()).digest()[0]
+    return COLOURS.get(name) or MORE_COLOURS[digest % len(MORE_COLOURS)]

@@ -1,0 +1,1 @@
+"""Operators, one file each: a frozen config and a module at fixed sizes."""
