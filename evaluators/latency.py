@@ -63,7 +63,8 @@ class LatencyProbe:
             raise ValueError("decode latency needs a language model with init_state and step: got "
                              f'{type(module).__name__}; use phase="prefill"')
         with torch.inference_mode():
-            _, state = placed.step(inputs, placed.init_state(self.batch))
+            empty = placed.init_state(self.batch, dtype=DTYPES[self.dtype], device=device)
+            _, state = placed.step(inputs, empty)
         token = inputs[:, -1:]
         return lambda: placed.step(token, state)
 

@@ -4,7 +4,7 @@ Direction and unit live on the `Objective` and nowhere else. Built-in objectives
 
     loss          the task's metric on its held-out split, e.g. bits per byte (needs a trained model and a
     task) parameters    numbers in the model's parameters
-    macs          multiply-adds per token of a prefill of 256 tokens (per image for image models)
+    macs          multiply-adds of a prefill of 256 tokens, one sequence
     state_bytes   bytes of decode state of one sequence after 256 tokens, float32
 """
 
@@ -126,7 +126,7 @@ def parameters(architecture: Any) -> float:
 
 
 def macs(architecture: Any) -> float:
-    """Multiply-adds per token, averaged over a prefill of 256 tokens."""
+    """Multiply-adds of a prefill of 256 tokens, one sequence."""
     return architecture.cost(COST_LENGTH).macs
 
 
@@ -156,7 +156,7 @@ def _loss(task: Any) -> Objective:
 objectives: Registry[Callable[[Any], Objective]] = Registry("objective")
 objectives.register("loss", _loss)
 objectives.register("parameters", lambda task: Objective("parameters", evaluate=parameters))
-objectives.register("macs", lambda task: Objective("macs", unit="MACs/token", evaluate=macs))
+objectives.register("macs", lambda task: Objective("macs", unit="MACs", evaluate=macs))
 objectives.register("state_bytes", lambda task: Objective("state_bytes", unit="bytes", evaluate=state_bytes))
 
 

@@ -21,7 +21,7 @@ class Recorder(nn.Module):
         self.embed = nn.Embedding(256, 8)
         self.calls = []
 
-    def init_state(self, batch):
+    def init_state(self, batch, dtype, device):
         return 0
 
     def forward(self, ids):
