@@ -1,9 +1,10 @@
 """Canonical labelling of small typed directed multigraphs: one text for each isomorphism class.
 
-Colour refinement with individualisation (McKay, "Practical graph isomorphism", 1981), with the two prunings that
-matter: refinement traces and automorphisms found on the way. An acyclic graph is coloured first by levels, in one pass
-that looks at predecessors only; a network without twin branches is labelled by that pass alone, in linear time.
-Everything a node's place depends on is a label, a count or an earlier colour, never the order of the input.
+Colour refinement with individualisation (McKay, "Practical graph isomorphism", 1981), with the two prunings
+that matter: refinement traces and automorphisms found on the way. An acyclic graph is coloured first by
+levels, in one pass that looks at predecessors only; a network without twin branches is labelled by that pass
+alone, in linear time. Everything a node's place depends on is a label, a count or an earlier colour, never
+the order of the input.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _VERSION = "graph-1"                          # part of every hash: a change of 
 def canonical_hash(nodes: Sequence[str], edges: Sequence[Edge]) -> str:
     """SHA-256 of the canonical form, in hex.
 
-    Equal for two graphs exactly when a bijection of their nodes keeps node labels, edge directions, edge labels and
-    the multiplicity of edges.
+    Equal for two graphs exactly when a bijection of their nodes keeps node labels, edge directions, edge
+    labels and the multiplicity of edges.
 
     >>> canonical_hash(["a", "b"], [(0, 1, "x")]) == canonical_hash(["b", "a"], [(1, 0, "x")])
     True
@@ -50,9 +51,9 @@ def canonical_form(nodes: Sequence[str], edges: Sequence[Edge]) -> tuple[list[st
 def canonical_order(nodes: Sequence[str], edges: Sequence[Edge]) -> list[int]:
     """The nodes by canonical position: entry `i` is the input index of the node at position `i`.
 
-    Nodes that an automorphism exchanges may come in either order; the renumbered graph is the same. Linear for acyclic
-    graphs without twins, cubic for many equal branches, exponential only for graphs that no network looks like
-    (strongly regular ones). Raises ValueError when an edge names a node that is not there.
+    Nodes that an automorphism exchanges may come in either order; the renumbered graph is the same. Linear
+    for acyclic graphs without twins, cubic for many equal branches, exponential only for graphs that no
+    network looks like (strongly regular ones). Raises ValueError when an edge names a node that is not there.
     """
     graph = _Graph(nodes, edges)
     colour, cells = graph.levels()
@@ -69,8 +70,8 @@ def canonical_order(nodes: Sequence[str], edges: Sequence[Edge]) -> list[int]:
 class _Graph:
     """Adjacency in both directions, and the colourings built from it.
 
-    A colouring gives each node the position at which its cell starts, so a colouring without cells of two or more
-    nodes is an order.
+    A colouring gives each node the position at which its cell starts, so a colouring without cells of two or
+    more nodes is an order.
     """
 
     def __init__(self, nodes: Sequence[str], edges: Sequence[Edge]):
@@ -80,12 +81,12 @@ class _Graph:
         self.outs: Neighbours = [[] for _ in range(size)]
         for u, v, label in edges:
             if not (0 <= u < size and 0 <= v < size):
-                raise ValueError(f"edges join nodes of the graph: got ({u}, {v}, {label!r}) with {size} nodes")
+                raise ValueError(f"edges join nodes of the graph: got {(u, v, label)} with {size} nodes")
             self.outs[u].append((label, v))
             self.ins[v].append((label, u))
 
     def levels(self) -> tuple[list[int], Cells]:
-        """Colour by longest distance from a source, then label, then coloured predecessors; cycles come last."""
+        """Colour by longest distance from a source, then label, then predecessors; cycles come last."""
         ins, outs = self.ins, self.outs
         colour, cells = [0] * len(ins), Cells()
         waiting = [len(entries) for entries in ins]
@@ -94,7 +95,8 @@ class _Graph:
             if len(level) == 1:
                 colour[level[0]] = start
             else:
-                _split(level, [(self.nodes[v], _coloured(ins[v], colour)) for v in level], start, colour, cells)
+                signatures = [(self.nodes[v], _coloured(ins[v], colour)) for v in level]
+                _split(level, signatures, start, colour, cells)
             start += len(level)
             following = []
             for node in level:
@@ -110,8 +112,9 @@ class _Graph:
     def refine(self, colour: list[int], cells: Cells, touched: Iterable[int]) -> list[Signature]:
         """Split cells, in place, until nodes of one colour have equal neighbourhoods.
 
-        Only cells with a touched node are looked at, then those beside nodes whose colour changed. Returns the trace:
-        every fragment's start and signature, equal for searches that isomorphic individualisations lead to.
+        Only cells with a touched node are looked at, then those beside nodes whose colour changed. Returns
+        the trace: every fragment's start and signature, equal for searches that isomorphic individualisations
+        lead to.
         """
         trace: list[Signature] = []
         while touched and cells:
@@ -134,9 +137,9 @@ def _coloured(entries: list[tuple[str, int]], colour: list[int]) -> Signature:
     return tuple(sorted([(label, colour[other]) for label, other in entries]))
 
 
-def _split(members: list[int], signatures: list[Signature], start: int, colour: list[int], cells: Cells,
+def _split(members: list[int], signatures: Sequence[Signature], start: int, colour: list[int], cells: Cells,
            trace: list[Signature] | None = None) -> list[int]:
-    """Colour `members` from `start` on by sorted signature; returns those that did not keep the first colour."""
+    """Colour `members` from `start` on by sorted signature; returns those beyond the first fragment."""
     moved: list[int] = []
     ranked = sorted(zip(signatures, members, strict=True))
     first = start
@@ -157,8 +160,8 @@ def _split(members: list[int], signatures: list[Signature], start: int, colour: 
 class _Search:
     """Depth-first search over individualisations for the least (traces, certificate).
 
-    A leaf whose certificate was seen before yields an automorphism; the search then returns to where the two paths
-    part, since everything below is a mirror image of what has been searched.
+    A leaf whose certificate was seen before yields an automorphism; the search then returns to where the two
+    paths part, since everything below is a mirror image of what has been searched.
     """
 
     def __init__(self, graph: _Graph):

@@ -1,7 +1,7 @@
 """Networks to look at: a text for terminals, an SVG for pages, and the difference of two.
 
-All three show plain numbers. Fields at None or False and floats at their default are left out, as is everything a
-reader can infer.
+All three show plain numbers. Fields at None or False and floats at their default are left out, as is
+everything a reader can infer.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 __all__ = ["diff_text", "draw_svg", "draw_text"]
 
 Counts = Mapping[str, int] | None
+Row = tuple[str, str, str, int | None]              # gutter, first column, second column, parameters
 CELL = 60                                           # characters of an operator in a line of text
 
 
 def draw_text(plan: Plan, parameters: Counts = None) -> str:
     """One line per layer, a bracket around what a recursion repeats.
 
-    Args:
-        plan: the network.
-        parameters: entries per parameter by state_dict name (`layers.0.mixer.op.query.weight`); adds a column.
+    Args: plan: the network. parameters: entries per parameter by state_dict name
+        (`layers.0.mixer.op.query.weight`); adds a column.
     """
-    rows: list[tuple[str, str, str, int | None]] = []            # gutter, first column, second column, parameters
+    rows: list[Row] = []
     loops = _recursion_words(plan)
     rows.append(("", f"{_words(plan.embed)} -> width {plan.width}", "", _count(parameters, "embed.")))
     if loops:
         rows.append(("┌", loops, "", _count(parameters, "lora.")))
     for index, block in enumerate(plan.layers):
         present = dict(block.sublayers())
-        words = [_cut(_words(present[role]), CELL) if role in present else "-" for role in ("mixer", "channel")]
-        count = _count(parameters, f"layers.{index}.")
-        rows.append(("│" if loops else "", f"{index:>2} {words[0]}", words[1] + _norm_words(block, plan), count))
+        mixer, channel = (_cut(_words(present[role]), CELL) if role in present else "-"
+                          for role in ("mixer", "channel"))
+        rows.append(("│" if loops else "", f"{index:>2} {mixer}", channel + _norm_words(block, plan),
+                     _count(parameters, f"layers.{index}.")))
     if loops:
         rows.append(("└", "", "", None))
     rows.append(("", _words(plan.norm), "", _count(parameters, "norm.")))
@@ -50,7 +51,7 @@ def draw_text(plan: Plan, parameters: Counts = None) -> str:
     return "\n".join(_aligned(rows))
 
 
-def _aligned(rows: list[tuple[str, str, str, int | None]]) -> Iterator[str]:
+def _aligned(rows: list[Row]) -> Iterator[str]:
     first = max((len(row[1]) for row in rows if row[2]), default=0) + 3
     second = max(max(len(row[1]) if not row[2] else first + len(row[2]) for row in rows), 24) + 3
     digits = max(len(_number(row[3])) for row in rows)
@@ -60,7 +61,7 @@ def _aligned(rows: list[tuple[str, str, str, int | None]]) -> Iterator[str]:
 
 
 def diff_text(before: Plan, after: Plan) -> str:
-    """What was decided otherwise, one line each, layers aligned by their content so that an inserted one is one line."""
+    """What was decided otherwise, a line each; layers are aligned by content, so an inserted one is a line."""
     lines: list[str] = []
     if before.width != after.width:
         lines.append(f"width: {before.width} -> {after.width}")
@@ -97,7 +98,7 @@ def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
     if type(before) is not type(after):
         yield f"{where}: {_words(before)} -> {_words(after)}"
         return
-    pairs = ((field.name, getattr(before, field.name), getattr(after, field.name)) for field in fields(before))
+    pairs = ((f.name, getattr(before, f.name), getattr(after, f.name)) for f in fields(before) if f.compare)
     changed = ", ".join(f"{name} {_plain(old)} -> {_plain(new)}" for name, old, new in pairs if old != new)
     yield f"{where} {type(before).__name__}: {changed}"
 
@@ -159,29 +160,29 @@ def _number(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
 
 
-# SVG. Left to right: layer number, the residual stream as one vertical line, a box per operator, the loop's bracket.
+# SVG, left to right: layer number, the residual stream as a vertical line, operators as boxes, the loop.
 
 MARGIN, BRACKET = 24, 88
 STREAM_X, BOX_X, BOX_END = 92, 132, 596
 BOX, ROW, GAP = 32, 42, 12
 INK, FAINT, LINE, PAPER, PANEL = "#1c2430", "#5b6675", "#8a94a3", "#ffffff", "#f5f6f8"
-CHARACTER = 7.2                                     # advance of the 12 px details in a wide font, to cut in time
+CHARACTER = 7.2                                     # advance of 12 px text in a wide font, to cut in time
 
-COLOURS = {                                         # stroke, fill: Okabe and Ito's hues, safe for colour blindness
+COLOURS = {                                         # stroke, fill: hues of Okabe and Ito
     "Attention": ("#0072b2", "#e3f0f9"),
     "GatedDeltaNet": ("#00855f", "#def3ec"),
     "Mamba2": ("#c65200", "#fcebdf"),
     "ShortConv": ("#a67c00", "#fbf3d5"),
     "Hyena": ("#a8467f", "#f8e6f0"),
 }
-MORE_COLOURS = (("#332288", "#e8e5f6"), ("#882255", "#f5e3ec"), ("#5f6b00", "#f0f2d8"), ("#2b7a99", "#e0f1f6"),
-                ("#8a3a2a", "#f7e5e1"))
+MORE_COLOURS = (("#332288", "#e8e5f6"), ("#882255", "#f5e3ec"), ("#5f6b00", "#f0f2d8"),
+                ("#2b7a99", "#e0f1f6"), ("#8a3a2a", "#f7e5e1"))
 CHANNEL_COLOUR = ("#66707f", "#eef0f3")
 END_COLOUR = ("#39424f", "#ffffff")
 
 
 def draw_svg(plan: Plan, parameters: Counts = None, title: str = "") -> str:
-    """A self-contained SVG, up to 720 px wide: operators as boxes beside the residual stream, a bracket around a recursion.
+    """A self-contained SVG of at most 720 px: boxes beside the residual stream, a bracket around a recursion.
 
     Args:
         plan: the network.
@@ -201,7 +202,7 @@ class _Sheet:
         self.width = BOX_END + 12 + MARGIN + (BRACKET if self.loops else 0)
         self.under: list[str] = []                  # panels and the stream, below the boxes
         self.over: list[str] = []
-        self.y = MARGIN
+        self.y: float = MARGIN
 
     def lines(self) -> list[str]:
         self._heading()
@@ -213,12 +214,13 @@ class _Sheet:
             self._arrow(STREAM_X, self.y)
             self._box(MARGIN, operator, prefix, END_COLOUR)
             self.y += BOX + 16
-        self.under.append(f'<path d="M{STREAM_X} {start}V{self.y - BOX - 20}" stroke="{INK}" stroke-width="2"/>')
+        end = self.y - BOX - 20
+        self.under.append(f'<path d="M{STREAM_X} {start}V{end}" stroke="{INK}" stroke-width="2"/>')
         self._legend()
         label = escape(self.title, quote=True)
         return [f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.y}" '
-                f'viewBox="0 0 {self.width} {self.y}" role="img" aria-label="{label}" fill="none" font-size="12" '
-                'font-family="system-ui, -apple-system, Helvetica, Arial, sans-serif">',
+                f'viewBox="0 0 {self.width} {self.y}" role="img" aria-label="{label}" fill="none" '
+                'font-size="12" font-family="system-ui, -apple-system, Helvetica, Arial, sans-serif">',
                 f"<title>{label}</title>", f'<rect width="{self.width}" height="{self.y}" fill="{PAPER}"/>',
                 *self.under, *self.over, "</svg>"]
 
@@ -240,8 +242,8 @@ class _Sheet:
             if not rows:
                 continue
             height = len(rows) * ROW + 2
-            self.under.append(f'<rect x="{MARGIN}" y="{self.y}" width="{BOX_END + 12 - MARGIN}" height="{height}" '
-                              f'rx="8" fill="{PANEL}"/>')
+            self.under.append(f'<rect x="{MARGIN}" y="{self.y}" width="{BOX_END + 12 - MARGIN}" '
+                              f'height="{height}" rx="8" fill="{PANEL}"/>')
             self._text(MARGIN + 12, self.y + height / 2 + 4, str(index), fill=FAINT, weight=600)
             for row, (role, operator) in enumerate(rows):
                 self._sublayer(self.y + 6 + row * ROW, f"layers.{index}.{role}.", role, operator, block)
@@ -274,11 +276,12 @@ class _Sheet:
             f'<g><title>{full}</title><rect x="{x}" y="{self.y}" width="{BOX_END - x}" height="{BOX}" rx="5" '
             f'fill="{fill}" stroke="{stroke}"/><rect x="{x}" y="{self.y + 5}" width="4" height="{BOX - 10}" '
             f'fill="{stroke}"/><text x="{x + 14}" y="{self.y + 20.5}" fill="{INK}"><tspan font-size="13" '
-            f'font-weight="600">{escape(name)}</tspan><tspan dx="10">{escape(_cut(details, room))}</tspan></text></g>')
+            f'font-weight="600">{escape(name)}</tspan><tspan dx="10">{escape(_cut(details, room))}'
+            '</tspan></text></g>')
         if count:
             self._text(BOX_END - 10, self.y + 20.5, count, fill=FAINT, anchor="end")
 
-    def _bracket(self, top: int, bottom: int) -> None:
+    def _bracket(self, top: float, bottom: float) -> None:
         x, middle = BOX_END + 24, (top + bottom) / 2
         self.over.append(f'<path d="M{x} {top + 2}h8q6 0 6 6V{bottom - 8}q0 6-6 6h-8" stroke="{INK}" '
                          'stroke-width="2"/>'
@@ -293,13 +296,14 @@ class _Sheet:
         self.over.append(f'<circle cx="{x}" cy="{y}" r="7" fill="{PAPER}" stroke="{INK}" stroke-width="1.5"/>'
                          f'<path d="M{x - 4} {y}h8M{x} {y - 4}v8" stroke="{INK}" stroke-width="1.5"/>')
 
-    def _arrow(self, x: int, y: int) -> None:
+    def _arrow(self, x: int, y: float) -> None:
         self.over.append(f'<path d="M{x - 4.5} {y - 8}l4.5 8l4.5-8z" fill="{INK}"/>')
 
     def _legend(self) -> None:
         y = self.y + 4
         self.over.append(f'<circle cx="{MARGIN + 6}" cy="{y}" r="3.5" fill="{INK}"/>')
-        self._text(MARGIN + 18, y + 4, type(self.plan.norm).__name__ + " before the operator", size=11, fill=FAINT)
+        norm = f"{type(self.plan.norm).__name__} before the operator"
+        self._text(MARGIN + 18, y + 4, norm, size=11, fill=FAINT)
         self._sum(MARGIN + 216, y)
         self._text(MARGIN + 230, y + 4, "sum with the residual stream", size=11, fill=FAINT)
         if self.parameters is not None:

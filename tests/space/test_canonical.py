@@ -1,4 +1,4 @@
-"""Canonical labelling against networkx isomorphism, on graphs chosen to fool colour refinement and Merkle hashes."""
+"""Canonical labelling against networkx isomorphism, on graphs that fool refinement and Merkle hashes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_number_of_classes_of_all_small_digraphs_matches_the_oracle(size, colour
             graph = nodes, [(*pair, "") for i, pair in enumerate(pairs) if mask >> i & 1]
             known = classes.setdefault(canonical_hash(*graph), graph)
             assert isomorphic(known, graph)
-    expected = {(2, "a"): 10, (3, "a"): 104, (2, "ab"): 36}   # OEIS A000595; two colours counted by Burnside's lemma
+    expected = {(2, "a"): 10, (3, "a"): 104, (2, "ab"): 36}   # OEIS A000595; two colours by Burnside's lemma
     assert len(classes) == expected[size, colours]
 
 
@@ -131,14 +131,16 @@ def test_regular_graphs_that_refinement_alone_cannot_tell_apart_differ(pair):
 
 @pytest.mark.parametrize("graph", [
     nx.petersen_graph(), nx.hypercube_graph(4), nx.paley_graph(13).to_undirected(), nx.dodecahedral_graph(),
-    nx.random_regular_graph(3, 24, seed=1), nx.disjoint_union_all([nx.cycle_graph(3)] * 5), nx.empty_graph(30),
+    nx.random_regular_graph(3, 24, seed=1), nx.disjoint_union_all([nx.cycle_graph(3)] * 5),
+    nx.empty_graph(30),
 ], ids=["petersen", "hypercube", "paley", "dodecahedron", "cubic", "triangles", "edgeless"])
 def test_symmetric_graphs_are_invariant_under_renumbering(graph):
     assert len({canonical_hash(*shuffled(plain(graph), seed)) for seed in range(5)}) == 1
 
 
 def test_a_shared_node_is_not_two_copies():
-    shared = ["in", "op", "left", "right", "sum"], [(0, 1, ""), (1, 2, ""), (1, 3, ""), (2, 4, ""), (3, 4, "")]
+    shared = ["in", "op", "left", "right", "sum"], [
+        (0, 1, ""), (1, 2, ""), (1, 3, ""), (2, 4, ""), (3, 4, "")]
     copies = ["in", "op", "op", "left", "right", "sum"], [
         (0, 1, ""), (0, 2, ""), (1, 3, ""), (2, 4, ""), (3, 5, ""), (4, 5, "")]
     assert canonical_hash(*shared) != canonical_hash(*copies)
@@ -158,7 +160,8 @@ def branches(kinds: list[list[str]]) -> Graph:
 
 
 def test_branches_of_a_sum_commute():
-    assert canonical_hash(*branches([["a", "b"], ["c"], ["a"]])) == canonical_hash(*branches([["c"], ["a"], ["a", "b"]]))
+    three = canonical_hash(*branches([["a", "b"], ["c"], ["a"]]))
+    assert three == canonical_hash(*branches([["c"], ["a"], ["a", "b"]]))
     assert canonical_hash(*branches([["a", "b"], ["c"]])) != canonical_hash(*branches([["a"], ["c", "b"]]))
 
 
