@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from .axes import Axis, Init, Param, param
 from .genome import Genome
 from .operator import Operator
-from .plan import Plan
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BodyplanError
-from .choices import Choice, Repeat, Tied
+from .checking import check_space
 from .counting import NotCountable, count
+from .editing import compact, edit_layers, once_aliases
 from .genome import Decision, Genome
-from .layout import body_operators, field_operators, layers_of, module_addresses, walk
+from .layout import MAX_VARIANTS, body_operators, field_operators, layers_of, module_addresses, walk
 from .operator import Operator
-from .plan import Block, Loop, Once, Plan
-from .spec import ChoiceNode, Compiler, Fixed, Gene, Leaf, Node, RecordNode, RepeatNode, SequenceNode, variants
+from .plan import Once, Plan
+from .serialise import SCHEMA_VERSION, from_plain, to_plain
+from .spec import (
+    Compiler,
+    Gene,
+    Node,
+    RepeatNode,
+    variants,
+)
 
 if TYPE_CHECKING:
     from .architecture import Architecture
 
 __all__ = ["Space"]
 
-MAX_VARIANTS = 4096
 MAX_TRIES = 10_000
-FIELDS = ("embed", "width", "body", "recursion", "head", "norm")
 
 
 class Space:
@@ -55,7 +61,7 @@ class Space:
                            "head": head, "norm": norm or RMSNorm()}
         self.constraints = tuple(constraints)
         self._compile()
-        _Checker(self).check()
+        check_space(self)
 
     def _compile(self) -> None:
         compiler = Compiler()                          # one for all fields, so that an object tied across them is seen
@@ -63,7 +69,7 @@ class Space:
         self.genes: tuple[Gene, ...] = tuple({g.path: g for node in self._nodes.values() for g in node.genes}.values())
         self._gene_by_path = {g.path: g for g in self.genes}
         self._repeats = [n for n in walk(self._nodes["body"]) if isinstance(n, RepeatNode)]
-        self._aliases = _once_aliases(self._nodes["recursion"])
+        self._aliases = once_aliases(self._nodes["recursion"])
 
     def __repr__(self) -> str:
         return f"Space({len(self.genes)} genes, hash {self.hash[:8]})"
@@ -157,7 +163,7 @@ class Space:
             if decisions.get(path) in first:
                 decisions[path] = first[decisions[path]]        # type: ignore[index]
         for node in self._repeats:
-            _compact(node, decisions)
+            compact(node, decisions)
         made: dict[str, Decision] = {}
 
         def decide(gene: Gene) -> Decision:
@@ -190,9 +196,9 @@ class Space:
     def mutate(self, genome: Genome, rng: random.Random) -> Genome:
         """Another genome near `genome`: one gene redrawn, or a layer inserted, removed or swapped."""
         for _ in range(100):
-            layered = [n for n in self._repeats if n.path + "[0]" and len(n.items) > 1]
-            proposal = (_edit_layers(self, genome, rng.choice(layered), rng) if layered and rng.random() < 0.3
-                        else self._redraw(genome, rng))
+            layered = [n for n in self._repeats if len(n.items) > 1]
+            proposal = (self._fill(edit_layers(genome, rng.choice(layered), rng), rng)
+                        if layered and rng.random() < 0.3 else self._redraw(genome, rng))
             proposal = self.canonical(proposal)
             if proposal != genome and not self.violated(proposal):
                 return proposal
@@ -313,8 +319,19 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         """The definition as JSON, for journals and export; classes by name, functions by qualified name."""
-        return {"schema_version": 1, "definition": {k: _plain(v) for k, v in self.definition.items()},
+        return {"schema_version": SCHEMA_VERSION, "definition": to_plain(self.definition),
                 "constraints": [getattr(c, "__qualname__", repr(c)) for c in self.constraints]}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Space:
+        """Read what `to_json` wrote. Raises ValueError for constraints and operators that are code of the user's own."""
+        if stored.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"a space of schema_version {SCHEMA_VERSION} is needed: got "
+                             f"{stored.get('schema_version')!r}")
+        if stored["constraints"]:
+            raise ValueError("a space is read back from JSON only without code of your own: it has the constraints "
+                             f"{', '.join(stored['constraints'])}; load it from the Python file that defines it")
+        return cls(**from_plain(stored["definition"]))
 
     @property
     def hash(self) -> str:
@@ -337,91 +354,6 @@ class Space:
     def node(self, name: str) -> Node:
         """The compiled node of a top-level field."""
         return self._nodes[name]
-
-
-def _once_aliases(node: Node) -> dict[str, dict[Decision, Decision]]:
-    """Candidates of the recursion that mean the same: `Loop(times=1)` without LoRA is `Once()`."""
-    if not isinstance(node, ChoiceNode):
-        return {}
-    plain = [i for i, c in enumerate(node.candidates)
-             if isinstance(c, Fixed) and (isinstance(c.value, Once) or
-                                          isinstance(c.value, Loop) and c.value.times == 1 and not c.value.lora_rank)]
-    return {node.gene.path: {i: plain[0] for i in plain[1:]}} if len(plain) > 1 else {}
-
-
-def _compact(node: RepeatNode, decisions: dict[str, Decision]) -> None:
-    """Move layers without sublayers behind the others, and lower the count where the space allows it."""
-    if node.times.genes and node.times.genes[0].path not in decisions:
-        return                                                     # the repeat itself is inactive
-    count = node.times.resolve(lambda gene: decisions[gene.path])[0]
-    full = [i for i in range(count) if not _is_empty(node.items[i], decisions)]
-    if len(full) == count:
-        return
-    empty = [i for i in range(count) if i not in full]
-    allowed = [c for c in node.counts() if len(full) <= c <= count]
-    kept = min(allowed)
-    _reorder(node, decisions, (full + empty)[:kept], count)
-    _set_count(node, decisions, kept)
-
-
-def _is_empty(item: Node, decisions: Mapping[str, Decision]) -> bool:
-    value, _ = item.resolve(lambda gene: decisions[gene.path])
-    return isinstance(value, Block) and value.is_empty
-
-
-def _reorder(node: RepeatNode, decisions: dict[str, Decision], order: Sequence[int], count: int) -> None:
-    """Give position k the decisions that position `order[k]` holds now; drop the positions beyond."""
-    held: dict[int, dict[str, Decision]] = {i: {} for i in range(count)}
-    for path in list(decisions):
-        if path.startswith(node.path + "["):
-            index, rest = path[len(node.path) + 1:].split("]", 1)
-            if index != "*":
-                held[int(index)][rest] = decisions.pop(path)
-    for position, source in enumerate(order):
-        for rest, decision in held[source].items():
-            decisions[f"{node.path}[{position}]{rest}"] = decision
-
-
-def _set_count(node: RepeatNode, decisions: dict[str, Decision], count: int) -> None:
-    if isinstance(node.times, Leaf):
-        decisions[node.times.gene.path] = count
-    elif isinstance(node.times, ChoiceNode):
-        decisions[node.times.gene.path] = node.counts().index(count)
-
-
-def _edit_layers(space: Space, genome: Genome, node: RepeatNode, rng: random.Random) -> Genome:
-    """Insert, remove or swap a layer of a repeat, keeping the others as they are."""
-    decisions = dict(genome)
-    if node.times.genes and node.times.genes[0].path not in decisions:
-        return genome
-    now = node.times.resolve(lambda gene: decisions[gene.path])[0]
-    order = list(range(now))
-    moves = ["swap"] if now > 1 else []
-    moves += ["insert"] * (now + 1 in node.counts()) + ["remove"] * (now - 1 in node.counts())
-    if not moves:
-        return genome
-    move = rng.choice(moves)
-    if move == "swap":
-        i, j = rng.sample(order, 2)
-        order[i], order[j] = order[j], order[i]
-        _reorder(node, decisions, order, now)
-    elif move == "remove":
-        order.remove(rng.choice(order))
-        _reorder(node, decisions, order, now)
-        _set_count(node, decisions, now - 1)
-    else:
-        place = rng.randrange(now + 1)
-        _reorder(node, decisions, order, now)
-        for i in range(now, place, -1):
-            _shift(node, decisions, i - 1, i)
-        _set_count(node, decisions, now + 1)
-    return space._fill(decisions, rng)
-
-
-def _shift(node: RepeatNode, decisions: dict[str, Decision], source: int, target: int) -> None:
-    prefix = f"{node.path}[{source}]"
-    for path in [p for p in decisions if p.startswith(prefix)]:
-        decisions[f"{node.path}[{target}]{path[len(prefix):]}"] = decisions.pop(path)
 
 
 def _encode_gene(gene: Gene, decision: Decision | None) -> np.ndarray:
@@ -454,90 +386,3 @@ def _climb(space: Space, sign: int) -> Genome:
     return genome
 
 
-def _plain(item: Any) -> Any:
-    """A JSON description of a definition."""
-    from dataclasses import fields, is_dataclass
-
-    if isinstance(item, (tuple, list)):
-        return [_plain(i) for i in item]
-    if is_dataclass(item) and not isinstance(item, type):
-        return {type(item).__name__: {f.name: _plain(getattr(item, f.name)) for f in fields(item)}}
-    if item is None or isinstance(item, (bool, int, float, str)):
-        return item
-    return getattr(item, "__qualname__", type(item).__qualname__)
-
-
-class _Checker:
-    """Everything that can be wrong with a space, found before any work starts."""
-
-    def __init__(self, space: Space):
-        self.space = space
-
-    def check(self) -> None:
-        self._widths()
-        self._kinds("embed", "embedding")
-        self._kinds("head", "head")
-        self._kinds("norm", "norm")
-        self._body(self.space.definition["body"], "body")
-        self._recursion()
-        for address, found in self.space.operators():
-            for operator in found:
-                for width in self.space.widths():
-                    operator.check(width, address)
-
-    def _widths(self) -> None:
-        for width in self.space.widths():
-            if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-                raise ValueError(f"width must be a positive int at width: got {width!r}; write choice(64, 96)")
-
-    def _kinds(self, name: str, kind: str) -> None:
-        for value in variants(self.space.node(name), MAX_VARIANTS):
-            if not isinstance(value, Operator) or value.kind != kind:
-                raise TypeError(f"{name} must be an operator of kind {kind!r}: got {_named(value)}")
-
-    def _recursion(self) -> None:
-        for value in variants(self.space.node("recursion"), MAX_VARIANTS):
-            if not isinstance(value, (Once, Loop)):
-                raise TypeError(f"recursion must be Once() or Loop(...): got {_named(value)}")
-            if isinstance(value, Loop):
-                value.check("recursion")
-
-    def _body(self, item: Any, where: str) -> None:
-        if isinstance(item, Tied):
-            self._body(item.item, where)
-        elif isinstance(item, Repeat):
-            self._body(item.item, f"{where}[0]")
-        elif isinstance(item, Choice):
-            for i, candidate in enumerate(item.candidates):
-                self._body(candidate, f"{where}.{i}")
-        elif isinstance(item, (tuple, list)):
-            if not item:
-                raise ValueError(f"a body needs at least one layer at {where}: got an empty sequence")
-            for i, part in enumerate(item):
-                self._body(part, f"{where}.{i}")
-        elif isinstance(item, Block):
-            for name in ("mixer", "channel", "norm"):
-                self._sublayer(getattr(item, name), name, f"{where}.{name}")
-        else:
-            raise TypeError(f"a body is made of Block, repeat and choice at {where}: got {_named(item)}; "
-                            "write Block(mixer=..., channel=...)")
-
-    def _sublayer(self, item: Any, role: str, where: str) -> None:
-        if isinstance(item, Tied):
-            return self._sublayer(item.item, role, where)
-        if isinstance(item, Choice):
-            for i, candidate in enumerate(item.candidates):
-                self._sublayer(candidate, role, f"{where}.{i}")
-            return None
-        if isinstance(item, type) and issubclass(item, Operator):
-            raise TypeError(f"{role} must be an operator at {where}: got the class {item.__name__}; "
-                            f"write {item.__name__}()")
-        allowed = ("norm",) if role == "norm" else ("mixer", "channel", "identity")
-        if not isinstance(item, Operator) or item.kind not in allowed:
-            raise TypeError(f"{role} must be an operator of kind {' or '.join(allowed)} at {where}: got {_named(item)}; "
-                            "wrap your own nn.Module as Custom(MyModule)")
-        return None
-
-
-def _named(item: Any) -> str:
-    return f"{type(item).__name__} {item!r}" if not isinstance(item, type) else f"the class {item.__name__}"

@@ -7,7 +7,9 @@ resolving are the same walk with another answer to the question "what is decided
 from __future__ import annotations
 
 import itertools
+import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -52,8 +54,6 @@ class Gene:
 
 
 def _draw_real(gene: Gene, rng: random.Random) -> float:
-    import math
-
     if gene.log:
         return min(max(math.exp(rng.uniform(math.log(gene.low), math.log(gene.high))), gene.low), gene.high)
     return rng.uniform(gene.low, gene.high)
@@ -232,8 +232,6 @@ class Compiler:
         return Fixed(item)
 
     def _tied(self, item: Tied, path: str) -> Node:
-        import re
-
         if id(item) not in self.tied:
             shared = re.sub(r"\[\d+\]", "[*]", path)
             taken = {node.genes[0].path for _, node in self.tied.values() if node.genes}
@@ -303,16 +301,12 @@ def variants(node: Node, limit: int) -> Iterator[Any]:
     reduced = total > limit
     seen: set[int] = set()
     options = {gene.path: _ends(gene, reduced) for gene in node.genes}
-    count = 0
-    for decisions in itertools.product(*options.values()):
+    for decisions in itertools.islice(itertools.product(*options.values()), 64 * limit):
         table = dict(zip(options, decisions, strict=True))
         value, _ = node.resolve(lambda gene, table=table: table[gene.path])   # type: ignore[misc]
         if id(value) not in seen:
             seen.add(id(value))
             yield value
-        count += 1
-        if count > 64 * limit:
-            return
 
 
 def _ends(gene: Gene, reduced: bool) -> tuple[Decision, ...]:

@@ -154,6 +154,22 @@ def test_pickling_keeps_the_space():
     assert copy.sample(3).hash == space.sample(3).hash
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_round_trips_through_json(name):
+    space = SPACES[name]
+    again = bp.Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again.hash == space.hash
+    assert again.size() == space.size()
+    assert again.sample(5).hash == space.sample(5).hash
+
+
+def test_a_space_with_code_of_its_own_says_that_json_cannot_hold_it():
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=256), width=32, body=default_body(), head=bp.LanguageHead(tied=True),
+                     constraints=[lambda plan: True])
+    with pytest.raises(ValueError, match="load it from the Python file"):
+        bp.Space.from_json(space.to_json())
+
+
 def test_another_definition_has_another_hash():
     assert make(width=bp.choice(32, 64)).hash == make(width=bp.choice(32, 64)).hash
     assert make(width=bp.choice(32, 64)).hash != make(width=bp.choice(32, 96)).hash
