@@ -1,7 +1,6 @@
 """Networks to look at: a text for terminals, an SVG for pages, and the difference of two.
 
-All three show plain numbers. Fields at None or False and floats at their default are left out, as is
-everything a reader can infer.
+All three show plain numbers. Fields at None are left out, and floats and booleans at their default.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def draw_text(plan: Plan, parameters: Counts = None) -> str:
     if loops:
         rows.append(("└", "", "", None))
     rows.append(("", _words(plan.norm), "", _count(parameters, "norm.")))
-    rows.append(("", _words(plan.head), "", _count(parameters, "head.")))
+    rows.append(("", f"{_words(plan.head)}{_tie_words(plan)}", "", _count(parameters, "head.")))
     if parameters is not None:
         rows.append(("", "parameters", "", sum(parameters.values())))
     return "\n".join(_aligned(rows))
@@ -61,7 +60,7 @@ def _aligned(rows: list[Row]) -> Iterator[str]:
 
 
 def diff_text(before: Plan, after: Plan) -> str:
-    """What was decided otherwise, a line each; layers are aligned by content, so an inserted one is a line."""
+    """What was decided otherwise, a line each; layers are aligned by content, an inserted one is one line."""
     lines: list[str] = []
     if before.width != after.width:
         lines.append(f"width: {before.width} -> {after.width}")
@@ -112,6 +111,10 @@ def _norm_words(block: Block, plan: Plan) -> str:
     return "" if operator_label(block.norm) == operator_label(plan.norm) else f", norm {_words(block.norm)}"
 
 
+def _tie_words(plan: Plan) -> str:
+    return ", tied to the embedding" if getattr(plan.head, "tied", False) else ""
+
+
 def _recursion_words(plan: Plan) -> str:
     """How often the layers run: empty when once, without per-loop weights."""
     if not plan.layers or (plan.recursion.times == 1 and not plan.recursion.lora_rank):
@@ -126,13 +129,13 @@ def _words(operator: Any) -> str:
 
 
 def _numbers(operator: Any) -> str:
-    """The fields worth reading, in the order of the class: `heads=4, window=64, tied`."""
+    """The fields worth reading, in the order of the class: `heads=4, window=64`."""
     shown = []
     for field in fields(operator):
         value = getattr(operator, field.name)
-        if value is None or value is False or (isinstance(value, float) and value == field.default):
-            continue
-        shown.append(field.name if value is True else f"{field.name}={_plain(value)}")
+        is_expected = isinstance(value, (bool, float)) and value == field.default
+        if field.compare and value is not None and not is_expected:
+            shown.append(f"{field.name}={_plain(value)}")
     return ", ".join(shown)
 
 
@@ -210,9 +213,10 @@ class _Sheet:
         self._box(MARGIN, self.plan.embed, "embed.", END_COLOUR, f"width={self.plan.width}")
         self.y += BOX + 16
         self._layers()
-        for prefix, operator in (("norm.", self.plan.norm), ("head.", self.plan.head)):
+        tie = _tie_words(self.plan).removeprefix(", ")
+        for prefix, operator, more in (("norm.", self.plan.norm, ""), ("head.", self.plan.head, tie)):
             self._arrow(STREAM_X, self.y)
-            self._box(MARGIN, operator, prefix, END_COLOUR)
+            self._box(MARGIN, operator, prefix, END_COLOUR, more)
             self.y += BOX + 16
         end = self.y - BOX - 20
         self.under.append(f'<path d="M{STREAM_X} {start}V{end}" stroke="{INK}" stroke-width="2"/>')

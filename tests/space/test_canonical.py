@@ -6,6 +6,7 @@ import random
 
 import networkx as nx
 import pytest
+from bodyplan.space.canonical import canonical_form, canonical_hash, canonical_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networkx.algorithms.isomorphism import (
@@ -13,8 +14,6 @@ from networkx.algorithms.isomorphism import (
     categorical_multiedge_match,
     categorical_node_match,
 )
-
-from bodyplan.space.canonical import canonical_form, canonical_hash, canonical_order
 
 Graph = tuple[list[str], list[tuple[int, int, str]]]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-
 from bodyplan.space.drawing import diff_text, draw_svg, draw_text
 from bodyplan.space.operator import Operator
 from bodyplan.space.operators.attention import Attention
@@ -60,8 +59,23 @@ def test_text_has_one_line_per_layer_inside_the_loop():
         "│  2 _Scan(state=32)                             _Feed(ratio=2)",
         "└",
         "  RMSNorm",
-        "  _Head(tied)",
+        "  _Head, tied to the embedding",
     ]
+
+
+def test_what_is_as_expected_is_left_out():
+    @dataclass(frozen=True)
+    class _Gated(Operator):
+        factory: Any = field(compare=False, default=None)
+        heads: Any = 2
+        gate: bool = True
+        rate: float = 0.5
+
+    def line(operator: Operator) -> str:
+        return draw_text(replace(PLAN, layers=(Block(operator),))).splitlines()[2].split("   ")[0]
+
+    assert line(_Gated(factory=print)) == "│  0 _Gated(heads=2)"
+    assert line(_Gated(gate=False, rate=0.25)) == "│  0 _Gated(heads=2, gate=False, rate=0.25)"
 
 
 def test_text_adds_up_parameters():
@@ -80,7 +94,7 @@ def test_a_body_that_runs_once_has_no_bracket():
 def test_svg_shows_every_operator_loop_and_count():
     texts = words(draw_svg(PLAN, COUNTS))
     total = f"{sum(COUNTS.values()):,}"
-    for expected in ("Attentionheads=4, kv_heads=2, window=64", "_Scanstate=32", "_Feedratio=3", "_Headtied",
+    for expected in ("Attentionheads=4, kv_heads=2, window=64", "_Scanstate=32", "_Feedratio=3", "_Headtied to the embedding",
                      "×3", "LoRA rank 4", "384", "9,312", f"3 layers, width 96, {total} parameters"):
         assert expected in texts
     assert sum(text.startswith("_Feed") for text in texts) == 2

@@ -11,10 +11,6 @@ from typing import Any
 
 import networkx as nx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from networkx.algorithms.isomorphism import categorical_multiedge_match, categorical_node_match
-
 from bodyplan.space.canonical import canonical_hash
 from bodyplan.space.graph import architecture_hash, build_graph, operator_label, to_networkx
 from bodyplan.space.operator import Operator
@@ -22,6 +18,9 @@ from bodyplan.space.operators.attention import Attention
 from bodyplan.space.operators.identity import Identity
 from bodyplan.space.operators.rmsnorm import RMSNorm
 from bodyplan.space.plan import Block, Loop, Once, Plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networkx.algorithms.isomorphism import categorical_multiedge_match, categorical_node_match
 
 
 @dataclass(frozen=True)
