@@ -179,7 +179,7 @@ COLOURS = {                                         # stroke, fill: hues of Okab
     "Hyena": ("#a8467f", "#f8e6f0"),
 }
 MORE_COLOURS = (("#332288", "#e8e5f6"), ("#882255", "#f5e3ec"), ("#5f6b00", "#f0f2d8"),
-                ("#2b7a99", "#e0f1f6"), ("#8a3a2a", "#f7e5e1"))
+                ("#8a3a2a", "#f7e5e1"))
 CHANNEL_COLOUR = ("#66707f", "#eef0f3")
 END_COLOUR = ("#39424f", "#ffffff")
 
