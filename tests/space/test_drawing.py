@@ -95,7 +95,8 @@ def test_svg_shows_every_operator_loop_and_count():
     texts = words(draw_svg(PLAN, COUNTS))
     total = f"{sum(COUNTS.values()):,}"
     for expected in ("Attentionheads=4, kv_heads=2, window=64", "_Scanstate=32", "_Feedratio=3",
-                     "_Headtied to the embedding", "×3", "LoRA rank 4", "384", "9,312", f"3 layers, width 96, {total} parameters"):
+                     "_Headtied to the embedding", "×3", "LoRA rank 4", "384", "9,312",
+                     f"3 layers, width 96, {total} parameters"):
         assert expected in texts
     assert sum(text.startswith("_Feed") for text in texts) == 2
 
