@@ -1,0 +1,166 @@
+"""What a sweep's definition is checked for before any work starts: the rule, what was got, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..evaluators.objectives import HeldOutMetric, Objective, resolve
+from ..registry import unknown
+from ..space.architecture import Architecture
+from ..space.genome import Genome
+from ..space.space import Space
+from .executors.base import Executor, executors
+from .journal import FILE_NAME
+
+if TYPE_CHECKING:
+    from ..evaluators.tasks.base import Task
+
+__all__ = ["ORDERS", "check_budget", "check_count", "check_directory", "check_executor", "check_positive",
+           "check_space", "check_task", "check_training", "check_training_strategy", "resolve_initial", "resolve_objectives", "resolve_reference"]
+
+ORDERS = ("ask", "completion")
+
+
+def check_space(space: Any) -> Space:
+    """The space itself. Raises TypeError for anything else."""
+    if not isinstance(space, Space):
+        raise TypeError(f"a sweep searches a Space: got {type(space).__name__}; build one with Space(embed=..., "
+                        "width=..., body=..., head=...)")
+    return space
+
+
+def resolve_objectives(items: Any, task: Task | None) -> tuple[Objective, ...]:
+    """Objectives from names and objects, bound to the task."""
+    if isinstance(items, (str, Objective)) or not isinstance(items, Sequence):
+        raise TypeError(f"objectives is a list of names and Objectives: got {items!r}; write [{items!r}]")
+    if not items:
+        raise ValueError('a sweep needs at least one objective: got none; for example ["loss", "parameters"]')
+    found = tuple(resolve(item, task) for item in items)
+    names = [objective.name for objective in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"objective names are unique: {twice[0]!r} stands twice; rename one of them")
+    for objective in found:
+        if isinstance(objective.evaluate, HeldOutMetric) and objective.evaluate.task is None:
+            raise ValueError(f"the objective {objective.name!r} is the metric of a task: this sweep has none; give "
+                             "task=, for example tasks.text()")
+    return found
+
+
+def check_task(task: Any, space: Space) -> None:
+    """Raise unless the task is one and fits the embedding and the head of the space."""
+    if task is None:
+        return
+    missing = [name for name in ("batch", "loss", "score", "check") if not callable(getattr(task, name, None))]
+    if missing:
+        raise TypeError(f"task is a Task or None: got {task!r}, which has no {missing[0]}(); for example "
+                        "tasks.text()")
+    task.check(space)
+
+
+def check_budget(trials: Any, hours: Any) -> None:
+    """Raise unless at least one limit is given and each is positive."""
+    if trials is None and hours is None:
+        raise ValueError("a sweep needs a budget: got neither trials nor hours; give trials=200 or hours=2")
+    if trials is not None:
+        check_count("trials", trials)
+    if hours is not None:
+        check_positive("hours", hours)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}: got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless `value` is a number above zero."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0: got {value!r}")
+
+
+def check_executor(executor: Any, timeout: float | None, memory_gb: float | None) -> None:
+    """Raise for an unknown name, for anything that is no executor, and for limits an executor cannot hold."""
+    if not isinstance(executor, str):
+        if not isinstance(executor, Executor):
+            raise TypeError(f"executor is a name or an Executor: got {executor!r}; names: "
+                            f"{', '.join(executors.names())}")
+        return
+    if executor not in executors.names():
+        raise ValueError(unknown("executor", executor, executors.names()))
+    for name, limit in (("timeout", timeout), ("memory_gb", memory_gb)):
+        if limit is not None:
+            check_positive(name, limit)
+            if executor == "inline":
+                raise ValueError(f"{name} needs a process that can be stopped: executor 'inline' runs candidates in "
+                                 "this one; use executor='local'")
+    if memory_gb is not None and executor == "ray":
+        raise ValueError("memory_gb is a limit of executor 'local': got it with 'ray'; leave it out")
+
+
+def check_training(supernet: bool, trains: bool, task: Task | None, twin: bool) -> None:
+    """Raise for a supernet without anything to train it on, and for a twin that would train every candidate twice."""
+    if supernet and task is None:
+        raise ValueError("a supernet is trained on a task: this sweep has none; give task=, for example tasks.text()")
+    if twin and trains and not supernet:
+        raise ValueError("twin=True doubles the evaluations, affordable where candidates share trained weights or "
+                         "need none: here every candidate is trained alone; give supernet=True, or leave twin out")
+
+
+def check_training_strategy(name: str) -> None:
+    """Raise for a way to train a supernet that nobody registered."""
+    from ..evaluators.sampling import sampling_strategies
+
+    sampling_strategies.get(name)
+
+
+def resolve_initial(initial: Any, space: Space) -> tuple[Genome, ...]:
+    """Canonical genomes of the architectures to begin with."""
+    if isinstance(initial, (Architecture, Genome)) or not isinstance(initial, Sequence):
+        raise TypeError(f"initial is a list of architectures: got {initial!r}; write initial=[architecture]")
+    return tuple(_initial(item, space, f"initial[{index}]") for index, item in enumerate(initial))
+
+
+def _initial(item: Any, space: Space, where: str) -> Genome:
+    if isinstance(item, Architecture):
+        if item.space.hash != space.hash:
+            raise ValueError(f"initial architectures are of the sweep's space at {where}: got one of space "
+                             f"{item.space.hash[:8]}, the sweep's is {space.hash[:8]}; build it with "
+                             "space.architecture(genome) of this space")
+        return item.genome
+    if isinstance(item, Genome):
+        try:
+            space.validate(item)
+        except ValueError as error:
+            raise ValueError(f"{error} (at {where})") from error
+        return space.canonical(item)
+    raise TypeError(f"initial holds architectures and genomes at {where}: got {type(item).__name__}")
+
+
+def resolve_reference(reference: Any, objectives: Sequence[Objective]) -> list[float | None]:
+    """The declared part of the reference point, in the order of the objectives; None where it is to be probed."""
+    declared = {objective.name: objective.reference for objective in objectives}
+    if isinstance(reference, Mapping):
+        for name in reference:
+            if name not in declared:
+                raise ValueError(unknown("objective in reference", name, declared))
+        declared |= reference
+    elif reference is not None:
+        if len(reference) != len(declared):
+            raise ValueError(f"reference has one number per objective: got {len(reference)} for {len(declared)}")
+        declared = dict(zip(declared, reference, strict=True))
+    for name, value in declared.items():
+        if value is not None and (not isinstance(value, (int, float)) or value != value):
+            raise ValueError(f"reference is a number at objective {name!r}: got {value!r}")
+    return [None if value is None else float(value) for value in declared.values()]
+
+
+def check_directory(directory: Path) -> None:
+    """Raise for a place that neither is free nor holds a sweep."""
+    if directory.is_file():
+        raise ValueError(f"directory must not be a file: got {directory}; choose another directory")
+    if directory.is_dir() and not (directory / FILE_NAME).exists() and any(directory.iterdir()):
+        raise ValueError(f"a sweep needs a directory of its own: {directory} holds other files; choose another one")

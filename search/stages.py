@@ -1,0 +1,265 @@
+"""What a sweep does, stage by stage. Each stage first looks into the journal and does only what is missing.
+
+So running, resuming and extending a budget are one path: nothing is done twice, and a stage whose inputs changed
+(a longer search, another front) does the difference.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from random import Random as Generator
+from typing import Any
+
+from ..errors import BodyplanError
+from .front import Criterion, Front
+from .journal import Trial
+from .loop import Budget, Loop
+from .origin import SUPERNET_FILE, WEIGHTS_FOLDER
+from .pareto import reference_point
+from .progress import duration
+from .resume import Ledger, replay
+from .session import Session, Subject
+from .strategies.base import Strategy
+from .strategies.random import Random
+
+__all__ = ["run_stages"]
+
+_RANDOM_PROBES = 3
+
+
+def run_stages(session: Session) -> Front:
+    """Everything from the first weight to the last line of the summary."""
+    train_supernet(session)
+    fix_reference(session)
+    search(session)
+    run_twin(session)
+    train_alone(session)
+    measure_test(session)
+    return conclude(session)
+
+
+def train_supernet(session: Session) -> None:
+    """Train the shared weights, or load them; checkpointed, so that an interruption costs a minute at most."""
+    sweep, path = session.sweep, session.sweep.directory / SUPERNET_FILE
+    if not sweep.supernet:
+        return
+    from ..evaluators.training import train
+    from ..space.supernet import Supernet
+
+    if session.journal.last("supernet") is not None:
+        session.weights = Supernet.load(sweep.space, path).state_numpy()
+        return
+    net = Supernet(sweep.space, seed=sweep.seed)
+    session.reporter.begin("training the supernet", sweep.supernet_steps)
+
+    def progress(done: int, steps: int, loss: float) -> None:
+        session.reporter.advance(done, f"loss {loss:.3f} nats")
+        session.stop.check()
+
+    checkpoint = sweep.directory / "supernet.checkpoint.safetensors"
+    record = train(net, sweep.task, sweep.supernet_steps, strategy=sweep.supernet_strategy, seed=sweep.seed,
+                   checkpoint=checkpoint, resume=True, progress=progress)
+    session.reporter.end()
+    net.save(path)
+    session.journal.append("supernet", {
+        "steps": record.steps, "seconds": record.seconds, "tokens": record.tokens, "skipped": record.skipped,
+        "strategy": sweep.supernet_strategy, "seed": sweep.seed, "file": path.name, **_thinned(record.losses)})
+    checkpoint.unlink(missing_ok=True)
+    session.weights = net.state_numpy()
+
+
+def _thinned(losses: Sequence[float], points: int = 200) -> dict[str, list[float]]:
+    """At most `points` means over equal stretches of steps, with the last step of each."""
+    stretch = max(1, math.ceil(len(losses) / points))
+    parts = [(min(i + stretch, len(losses)), [x for x in losses[i:i + stretch] if math.isfinite(x)])
+             for i in range(0, len(losses), stretch)]
+    kept = [(step, sum(part) / len(part)) for step, part in parts if part]
+    return {"at": [step for step, _ in kept], "losses": [loss for _, loss in kept]}
+
+
+def fix_reference(session: Session) -> None:
+    """The reference point of the hypervolume: as declared, or 1.1 times the worst of a few probes.
+
+    The probes are the smallest and the largest architecture, a few random ones and the user's own. Raises
+    BodyplanError when none of them can be evaluated: then no candidate could be.
+    """
+    if session.journal.last("reference") is not None:
+        return
+    point: list[Any] = list(session.sweep.declared_reference)
+    source = "declared"
+    if None in point:
+        probed = _probe(session)
+        point = [declared if declared is not None else found for declared, found in zip(point, probed, strict=True)]
+        source = "1.1 times the worst of the probes"
+    session.journal.append("reference", {"point": point, "source": source,
+                                         "objectives": [objective.name for objective in session.objectives]})
+
+
+def _probe(session: Session) -> list[float]:
+    space, rng = session.sweep.space, Generator(f"{session.sweep.seed} probes")
+    genomes = [space.smallest(), space.largest(), *session.sweep.initial]
+    genomes += [space.sample_genome(rng) for _ in range(_RANDOM_PROBES)]
+    distinct = {space.architecture(genome).hash: genome for genome in reversed(genomes)}
+    subjects = [Subject(number, genome, hash_) for number, (hash_, genome) in enumerate(reversed(distinct.items()))]
+    bodies = session.evaluate("probe", "score", session.sweep.fidelity, subjects, session.objectives,
+                              "placing the reference point")
+    for body in bodies.values():
+        session.cache.put(body["hash"], body)
+    rows = [[body["values"][o.name] for o in session.objectives] for body in bodies.values()
+            if body["state"] == "complete"]
+    if not rows:
+        failure = bodies[0]["failure"]
+        raise BodyplanError(f"none of {len(bodies)} probes could be evaluated, so no candidate would be: "
+                            f"{failure['reason']}\n{failure['traceback']}")
+    return reference_point(rows, [objective.goal for objective in session.objectives])
+
+
+def search(session: Session) -> None:
+    """The search itself."""
+    sweep = session.sweep
+    if sweep.twin:
+        session.reporter.say(f"a random twin follows the search: up to {sweep.trials or 'as'} "
+                             f"{'' if sweep.trials else 'many '}more evaluations, shared where both meet")
+    budget = Budget(sweep.trials, session.deadline)
+    _run_stream(session, "search", sweep.strategy, sweep.seed, budget, sweep.initial)
+
+
+def run_twin(session: Session) -> None:
+    """Random search with as many trials as the search made; what both meet is evaluated once."""
+    if not session.sweep.twin:
+        return
+    trials = session.ledger("search").num_new
+    if session.journal.last("twin", "twin") is None:
+        expected = trials * _mean_seconds(session) / max(1, session.dispatcher.capacity)
+        session.journal.append("twin", {"trials": trials, "expected_seconds": expected}, "twin")
+        session.reporter.say(f"random twin: {trials} trials, about {duration(expected)} of evaluation")
+    seed = Generator(f"{session.sweep.seed} twin").getrandbits(63)
+    _run_stream(session, "twin", Random(), seed, Budget(trials), ())
+
+
+def _mean_seconds(session: Session) -> float:
+    spent = [trial.seconds for trial in session.journal.trials("search") if trial.seconds > 0]
+    return sum(spent) / len(spent) if spent else 0.0
+
+
+def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, budget: Budget, initial: Any) -> None:
+    sweep = session.sweep
+    strategy.start(sweep.space, sweep.objectives, seed)
+    ledger = replay(session.journal, stream, strategy, session.objectives)
+    if not ledger.untold and not budget.allows(ledger.num_new):
+        return
+    watch = _Watch(session, stream, ledger)
+    session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
+    loop = Loop(sweep.space, session.journal, ledger, strategy, session.dispatcher, session.cache, seed=sweep.seed,
+                fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight, watch=watch)
+    loop.run(budget, initial)
+    session.reporter.end()
+    if loop.is_exhausted:
+        session.reporter.say(f"{stream}: the strategy finds no more new architectures after {ledger.num_new}")
+
+
+class _Watch:
+    """Shows the state of a stream after each result, and passes the result on to the tracker."""
+
+    def __init__(self, session: Session, stream: str, ledger: Ledger):
+        self._session, self._stream, self._ledger = session, stream, ledger
+        self._reference = session.journal.last("reference")
+
+    def __call__(self, number: int) -> None:
+        session, done = self._session, len(self._ledger.results)
+        session.tracker.notice()
+        if session.reporter.is_due(done):
+            session.reporter.advance(done, self._note())
+
+    def _note(self) -> str:
+        front = Front(self._session.journal.trials(self._stream), self._session.objectives,
+                      self._reference.body["point"] if self._reference else None)
+        failed = sum(result["state"] == "failed" for result in self._ledger.results.values())
+        volume = f", hypervolume {front.hypervolume():.4g}" if self._reference else ""
+        return f"front {len(front)}{volume}" + (f", {failed} failed" if failed else "")
+
+
+def train_alone(session: Session) -> None:
+    """Train a sample of candidates and the front's best alone, and compare what they inherited with that."""
+    sweep, metric = session.sweep, session.metric
+    if not sweep.supernet or metric is None:
+        return
+    from .fidelity import stratified
+
+    trials = [trial for trial in session.journal.trials() if trial.state == "complete"]
+    distinct = list({trial.hash: trial for trial in reversed(trials)}.values())
+    sizes = [sweep.space.architecture(trial.genome).cost().parameters for trial in distinct]
+    sample = stratified(distinct, sizes, sweep.fidelity_sample, sweep.seed)
+    best = session.front().best(sweep.retrain)
+    chosen = {trial.number: Subject(trial.number, trial.genome, trial.hash) for trial in [*best, *sample]}
+    bodies = session.evaluate("standalone", "standalone", {"weights": "own", "steps": sweep.steps},
+                              list(chosen.values()), [metric], "training candidates alone",
+                              sweep.directory / WEIGHTS_FOLDER)
+    _compare(session, metric, sample, bodies)
+
+
+def _compare(session: Session, metric: Criterion, sample: Sequence[Trial], bodies: Any) -> None:
+    from .fidelity import measure_fidelity
+
+    pairs = [(trial, bodies[trial.number]["values"][metric.name]) for trial in sample
+             if bodies[trial.number]["state"] == "complete"]
+    numbers = [trial.number for trial, _ in pairs]
+    before = session.journal.last("fidelity")
+    if before is not None and before.body["numbers"] == numbers:
+        return
+    if len(pairs) < 3:
+        if sample:
+            session.reporter.say(f"rank correlation left out: {len(pairs)} candidates were trained alone, 3 are needed")
+        return
+    costs = [session.sweep.space.architecture(trial.genome).cost() for trial, _ in pairs]
+    inherited, alone = [trial.values[metric.name] for trial, _ in pairs], [value for _, value in pairs]
+    body = measure_fidelity(inherited, alone, metric.goal, {"parameters": [cost.parameters for cost in costs],
+                                                            "macs": [cost.macs for cost in costs]})
+    session.journal.append("fidelity", {**body, "numbers": numbers, "inherited": inherited, "standalone": alone,
+                                        "objective": metric.name, "unit": metric.unit, "steps": session.sweep.steps,
+                                        "seed": session.sweep.seed})
+
+
+def measure_test(session: Session) -> None:
+    """Measure the front again on the test split, which nothing was chosen by."""
+    metric = session.metric
+    if metric is None:
+        return
+    subjects = [Subject(point.number, point.genome, point.hash) for point in session.front()]
+    session.evaluate("test", "test", {**session.sweep.fidelity, "split": "test"}, subjects, [metric],
+                     "measuring the front on the test split")
+
+
+def conclude(session: Session) -> Front:
+    """Write down the front, export its knee, close the views, and say what was found."""
+    from .summary import summarise
+
+    front = session.front()
+    twin = session.front("twin") if session.sweep.twin else None
+    body = {"numbers": [point.number for point in front], "knee": front.knee().number if len(front) else None,
+            "hypervolume": front.hypervolume(), "reference": front.reference,
+            "twin_hypervolume": twin.hypervolume() if twin is not None else None,
+            "trials": len(session.journal.trials("search"))}
+    last = session.journal.last("front")
+    if last is None or last.body != body | {"reference": list(front.reference or ())}:
+        session.journal.append("front", body)
+    exported = export_knee(session, front)
+    session.journal.append("finished", {"seconds": time.monotonic() - session.began, "trials": body["trials"]})
+    summarise(session, front, twin, exported)
+    return front
+
+
+def export_knee(session: Session, front: Front) -> str | None:
+    """The knee as a folder under `exported/`, once; None where no model was judged."""
+    if not len(front) or not session.sweep.trains:
+        return None
+    knee = front.knee()
+    path = session.sweep.directory / "exported" / f"{knee.number}-{knee.short}"
+    if not path.exists():
+        from ..space.export import export
+
+        export(knee, path)
+        session.journal.append("export", {"number": knee.number, "path": str(path)})
+    return str(path)
