@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 from ..registry import unknown
 
-__all__ = ["available_devices", "check_device", "device_fingerprint"]
+__all__ = ["available_devices", "check_device", "device_fingerprint", "on_threads"]
 
 
 def available_devices() -> list[str]:
@@ -51,6 +53,18 @@ def device_fingerprint(device: str = "cpu") -> dict[str, Any]:
     if target.type == "cuda":
         found |= {"name": torch.cuda.get_device_name(target), "cuda": torch.version.cuda}
     return found
+
+
+@contextlib.contextmanager
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Pin torch to `threads` threads inside; None leaves them as they are."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

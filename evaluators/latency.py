@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .devices import check_device
+from .devices import check_device, on_threads
 from .objectives import Estimate, Objective
 
 __all__ = ["LatencyProbe", "latency", "measure"]
@@ -49,7 +49,7 @@ class LatencyProbe:
     def __call__(self, architecture: Any, module: nn.Module) -> Estimate:
         """Measure; raises ValueError where the device is absent or the model has no decode step."""
         call = self.workload(architecture, module)
-        with quiet(self.threads):
+        with on_threads(self.threads):
             return measure(call, device=self.device, budget_ms=self.budget_ms)
 
     def workload(self, architecture: Any, module: nn.Module) -> Callable[[], Any]:
@@ -123,21 +123,9 @@ def example_inputs(plan: Any, batch: int, length: int, device: torch.device, dty
     generator = torch.Generator().manual_seed(0)
     if hasattr(plan.embed, "vocab"):
         return torch.randint(plan.embed.vocab, (batch, length), generator=generator).to(device)
-    side = plan.embed.image
-    height, width = (side, side) if isinstance(side, int) else side
+    height, width = plan.embed.sides
     pixels = torch.randn(batch, plan.embed.channels, height, width, generator=generator)
     return pixels.to(device=device, dtype=dtype)
-
-
-@contextlib.contextmanager
-def quiet(threads: int) -> Iterator[None]:
-    """Pin torch to `threads` threads for the time of a measurement."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..errors import BodyplanError
 from .checkpoint import read_checkpoint, write_checkpoint
+from .devices import on_threads
 from .optim import MaskedAdamW, Touch, clip_gradients
 from .sampling import Visit, sampling_strategies
 from .tasks.base import Batch
@@ -86,7 +87,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str = "sandwich", 
                 "weight_decay": weight_decay, "task": task.fingerprint if path else ""}
     if path is not None and path.exists():
         _continue(run, path, settings, resume)
-    with _threads(threads), _saved(run, path, settings) as save:
+    with on_threads(threads), _saved(run, path, settings) as save:
         last = time.monotonic()
         for step in range(run.record.steps, steps):
             started = time.perf_counter()
@@ -270,14 +271,3 @@ def _saved(run: _Run, path: Path | None, settings: dict[str, Any]) -> Iterator[C
         save()
         raise
     save()
-
-
-@contextlib.contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

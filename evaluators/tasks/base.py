@@ -16,9 +16,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SPLITS", "Batch", "Task", "check_split", "rng_seed"]
+from ...space.spec import variants
+
+__all__ = ["SPLITS", "Batch", "Task", "candidates", "check_split", "rng_seed"]
 
 SPLITS = ("train", "validation", "test")
+MOST_VARIANTS = 1000
 
 
 class Batch(NamedTuple):
@@ -108,6 +111,13 @@ class Task(ABC):
                 total, seen = total + value, seen + predictions
         model.train(was_training)
         return total / seen
+
+
+def candidates(space_or_plan: Any, field: str) -> list[Any]:
+    """Every operator that may stand at "embed" or "head": all resolved ones of a space, the one of a plan."""
+    if not hasattr(space_or_plan, "node"):
+        return [getattr(space_or_plan, field)]
+    return list(variants(space_or_plan.node(field), MOST_VARIANTS))
 
 
 def check_split(split: str, allowed: tuple[str, ...] = SPLITS) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Batch, Task, check_split, rng_seed
+from .base import Batch, Task, candidates, check_split, rng_seed
 
 __all__ = ["TextTask", "text"]
 
@@ -72,16 +72,17 @@ class TextTask(Task):
 
     def check(self, space_or_plan: Any) -> None:
         """The embedding must take bytes and the head must answer one of as many symbols."""
-        embed, head = space_or_plan.embed, space_or_plan.head
-        if not hasattr(embed, "vocab"):
-            raise ValueError(f"a text task needs token ids at embed: got {type(embed).__name__}; "
-                             "use TokenEmbedding(vocab=256)")
-        if isinstance(embed.vocab, int) and embed.vocab < BYTES:
-            raise ValueError(f"a byte-level text task needs vocab of at least {BYTES} at embed: got "
-                             f"{embed.vocab}; use TokenEmbedding(vocab={BYTES})")
-        if hasattr(head, "classes"):
-            raise ValueError(f"a text task needs a head with logits per position at head: got "
-                             f"{type(head).__name__}; use LanguageHead()")
+        for embed in candidates(space_or_plan, "embed"):
+            if not hasattr(embed, "vocab"):
+                raise ValueError(f"a text task needs token ids at embed: got {type(embed).__name__}; "
+                                 f"use TokenEmbedding(vocab={BYTES})")
+            if embed.vocab < BYTES:
+                raise ValueError(f"a byte-level text task needs vocab of at least {BYTES} at embed: got "
+                                 f"{embed.vocab}; use TokenEmbedding(vocab={BYTES})")
+        for head in candidates(space_or_plan, "head"):
+            if hasattr(head, "classes"):
+                raise ValueError(f"a text task needs logits per position at head: got {type(head).__name__}; "
+                                 "use LanguageHead()")
 
     def describe(self) -> str:
         """Where the text comes from, how much of it, how it is split."""

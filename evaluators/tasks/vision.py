@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import SPLITS, Batch, Task, check_split, rng_seed
+from .base import SPLITS, Batch, Task, candidates, check_split, rng_seed
 
 __all__ = ["ImageTask", "images"]
 
@@ -82,22 +82,26 @@ class ImageTask(Task):
 
     def check(self, space_or_plan: Any) -> None:
         """The embedding must take pixels of this shape and the head must answer one of the classes."""
-        embed, head = space_or_plan.embed, space_or_plan.head
+        for embed in candidates(space_or_plan, "embed"):
+            self._check_embedding(embed)
+        for head in candidates(space_or_plan, "head"):
+            if not hasattr(head, "classes"):
+                raise ValueError(f"an image task needs one answer per image at head: got "
+                                 f"{type(head).__name__}; use ClassifierHead(classes={self.num_classes})")
+            if head.classes != self.num_classes:
+                raise ValueError(f"the head answers as many classes as the data has at head: got "
+                                 f"{head.classes} and {self.num_classes}; use "
+                                 f"ClassifierHead(classes={self.num_classes})")
+
+    def _check_embedding(self, embed: Any) -> None:
         channels, height, width = self.shape
-        if hasattr(embed, "vocab"):
+        if not hasattr(embed, "sides"):
             raise ValueError(f"an image task needs pixels at embed: got {type(embed).__name__}; use "
                              "PatchEmbedding(...)")
-        if not hasattr(head, "classes"):
-            raise ValueError(f"an image task needs one answer per image at head: got {type(head).__name__}; "
-                             f"use ClassifierHead(classes={self.num_classes})")
-        if isinstance(head.classes, int) and head.classes != self.num_classes:
-            raise ValueError(f"the head answers as many classes as the data has at head: got {head.classes} "
-                             f"and {self.num_classes}; use ClassifierHead(classes={self.num_classes})")
-        for label, value in (("channels", channels), ("image", height), ("image", width)):
-            declared = getattr(embed, label, value)
-            if isinstance(declared, int) and declared != value:
-                raise ValueError(f"{label} of the embedding must match the images ({channels} x {height} x "
-                                 f"{width}) at embed: got {declared}; use {value}")
+        if (embed.channels, *embed.sides) != (channels, height, width):
+            raise ValueError(f"the embedding takes images of the data's shape at embed: got {embed.channels} "
+                             f"x {' x '.join(map(str, embed.sides))} and {channels} x {height} x {width}; "
+                             f"use PatchEmbedding(channels={channels}, image=({height}, {width}))")
 
     @property
     def shape(self) -> tuple[int, int, int]:

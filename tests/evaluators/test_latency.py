@@ -35,7 +35,7 @@ class Recorder(nn.Module):
 
 
 TEXT = SimpleNamespace(plan=SimpleNamespace(embed=SimpleNamespace(vocab=256)))
-IMAGE = SimpleNamespace(plan=SimpleNamespace(embed=SimpleNamespace(image=8, channels=3)))
+IMAGE = SimpleNamespace(plan=SimpleNamespace(embed=SimpleNamespace(sides=(8, 8), channels=3)))
 
 
 def test_decode_times_one_token_after_a_prefill_and_always_from_the_same_state():

@@ -21,7 +21,8 @@ def test_visits_are_a_pure_function_of_space_step_and_seed(space, strategy):
 
 
 def test_siblings_are_the_choices_among_dataclasses(space):
-    assert [gene.path for gene in sampling.sibling_genes(space)] == ["body[0].channel", "body[1].channel", "recursion"]
+    paths = [gene.path for gene in sampling.sibling_genes(space)]
+    assert paths == ["body[0].channel", "body[1].channel", "recursion"]
 
 
 def test_the_sandwich_is_a_large_teacher_a_small_and_a_random_student(space):

@@ -2,6 +2,7 @@
 
 import pickle
 
+import bodyplan as bp
 import numpy as np
 import pytest
 import torch
@@ -85,3 +86,31 @@ def test_bad_paths_are_answered_before_any_work(tmp_path):
     np.savez(tmp_path / "own.npz", x_train=np.zeros(3))
     with pytest.raises(ValueError, match="lacks y_train, x_test, y_test"):
         tasks.images(tmp_path / "own.npz")
+
+
+def space(**embed):
+    return bp.Space(embed=bp.PatchEmbedding(**{"patch": 7, **embed}), width=8, body=bp.Block(channel=bp.MLP()),
+                    head=bp.ClassifierHead(classes=10))
+
+
+def test_a_space_must_fit_the_images():
+    task = tasks.images()
+    task.check(space())
+    with pytest.raises(ValueError, match="got 3 x 28 x 28 and 1 x 28 x 28"):
+        task.check(space(channels=3))
+    with pytest.raises(ValueError, match="got 1 x 28 x 35"):
+        task.check(space(image=(28, 35)))
+    words = bp.Space(embed=bp.TokenEmbedding(vocab=256), width=8, body=bp.Block(channel=bp.MLP()),
+                     head=bp.LanguageHead())
+    with pytest.raises(ValueError, match=r"use PatchEmbedding"):
+        task.check(words)
+    with pytest.raises(ValueError, match=r"use TokenEmbedding\(vocab=256\)"):
+        tasks.text().check(space())
+    tasks.text().check(words)
+
+
+def test_the_answers_must_be_the_classes():
+    wrong = bp.Space(embed=bp.PatchEmbedding(patch=7), width=8, body=bp.Block(channel=bp.MLP()),
+                     head=bp.ClassifierHead(classes=9))
+    with pytest.raises(ValueError, match="got 9 and 10"):
+        tasks.images().check(wrong)

@@ -1,0 +1,212 @@
+"""One candidate in, its numbers out: what the workers of a sweep run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .devices import on_threads
+from .objectives import Estimate, Objective, resolve
+from .training import train
+
+if TYPE_CHECKING:
+    from ..space.architecture import Architecture
+    from ..space.genome import Genome
+    from ..space.space import Space
+    from ..space.supernet import Supernet
+    from .tasks.base import Task
+
+__all__ = ["Evaluator", "evaluate_model"]
+
+Weights = Mapping[str, NDArray[Any]] | str | os.PathLike[str]
+
+
+class Job(Protocol):
+    """What is read of a job; searches have their own class of this shape."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def genome(self) -> Genome: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def fidelity(self) -> Mapping[str, Any]: ...
+
+
+class Evaluator:
+    """Judges candidates of one space. Made in the sweep's process, sent to workers by cloudpickle, set up
+    there once.
+
+    Kinds of job, and what each answers under "objectives":
+
+        score       every objective. The module is extracted from the supernet where there are weights; else
+        trained
+                    alone from `job.seed` for `fidelity["steps"]`; else, without steps or task, built
+                    untrained.
+        standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
+                    "extra" holds the test metric too. `fidelity["save"]` names a safetensors file for the
+                    weights.
+        test        {"loss": test metric} of the module that "score" would judge.
+
+    Every answer has "objectives", "intervals" ([low, high] of those that estimate) and "extra". Numbers are
+    given as they are, NaN and infinities included: that a candidate with such a number has failed is for the
+    caller to say.
+
+    Args:
+        weights: the supernet's weights as arrays by address, or the path of a safetensors file each worker
+            can read.
+        threads: torch threads of an evaluation.
+        lr: peak learning rate of standalone training.
+    """
+
+    def __init__(self, space: Space, task: Task | None, objectives: Sequence[str | Objective],
+                 weights: Weights | None = None, threads: int = 1, lr: float = 3e-3):
+        self.space, self.task = space, task
+        self.objectives = tuple(resolve(item, task) for item in objectives)
+        self.weights, self.threads, self.lr = weights, threads, lr
+        self._net: Supernet | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_net": None}
+
+    def setup(self) -> None:
+        """Build the supernet and read the task's data. What it raises is no candidate's fault."""
+        if self.weights is not None:
+            self._net = _supernet(self.space, self.weights)
+        if self.task is not None:
+            self.task.batch("train", 0, 0)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Evaluate one candidate. Raises ValueError for a kind or a fidelity it does not know."""
+        kinds: dict[str, Callable[[Job, Architecture], dict[str, Any]]] = {
+            "score": self._score, "standalone": self._standalone, "test": self._test}
+        if job.kind not in kinds:
+            raise ValueError(f"kind of a job must be one of {', '.join(kinds)}: got {job.kind!r}")
+        architecture = self.space.architecture(job.genome)
+        with _seeded(job.seed), on_threads(self.threads):
+            answer = kinds[job.kind](job, architecture)
+        return {"intervals": {}, **answer, "extra": {**_sizes(architecture), **answer.get("extra", {})}}
+
+    def _score(self, job: Job, architecture: Architecture) -> dict[str, Any]:
+        needs_module = any(objective.needs == "model" for objective in self.objectives)
+        module = self._module(job, architecture) if needs_module else None
+        values, intervals, notes = {}, {}, {}
+        for objective in self.objectives:
+            answer = _evaluate(objective, architecture, module)
+            if isinstance(answer, Estimate):
+                intervals[objective.name] = [float(answer.low), float(answer.high)]
+                notes[objective.name] = answer.note
+                answer = answer.value
+            values[objective.name] = float(answer)
+        return {"objectives": values, "intervals": intervals, "extra": {"notes": notes} if notes else {}}
+
+    def _standalone(self, job: Job, architecture: Architecture) -> dict[str, Any]:
+        task = self._needed_task(job)
+        started = time.perf_counter()
+        module, record = self._trained(job, architecture, task)
+        seconds = time.perf_counter() - started
+        found = evaluate_model(task, module)
+        if "save" in job.fidelity:
+            _save(module, architecture, Path(job.fidelity["save"]))
+        return {"objectives": {"loss": found["validation"]},
+                "extra": {**found, "steps": record.steps, "train_seconds": seconds, "train_loss": record.losses[-1]}}
+
+    def _test(self, job: Job, architecture: Architecture) -> dict[str, Any]:
+        task = self._needed_task(job)
+        value = task.score(self._module(job, architecture), "test")
+        return {"objectives": {"loss": value}, "extra": {"test": value}}
+
+    def _module(self, job: Job, architecture: Architecture) -> nn.Module:
+        """The candidate's own packed copy, in evaluation mode."""
+        if self.weights is not None:
+            if self._net is None:
+                self.setup()
+            assert self._net is not None
+            return self._net.extract(architecture).eval()
+        if self.task is not None and job.fidelity.get("steps"):
+            return self._trained(job, architecture, self.task)[0]
+        return architecture.build(seed=job.seed).eval()
+
+    def _trained(self, job: Job, architecture: Architecture, task: Task) -> tuple[nn.Module, Any]:
+        steps = job.fidelity.get("steps")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
+        module = architecture.build(seed=job.seed)
+        record = train(module, task, steps, lr=self.lr, seed=job.seed)
+        return module.eval(), record
+
+    def _needed_task(self, job: Job) -> Task:
+        if self.task is None:
+            raise ValueError(f"a job of kind {job.kind!r} trains or tests on a task: this evaluator has none")
+        return self.task
+
+
+def evaluate_model(task: Task, model: nn.Module) -> dict[str, float]:
+    """The task's metric of `model` on both held-out splits: {"validation": ..., "test": ...}."""
+    return {split: task.score(model, split) for split in ("validation", "test")}
+
+
+def _evaluate(objective: Objective, architecture: Architecture, module: nn.Module | None) -> Estimate | float:
+    assert objective.evaluate is not None
+    inputs = (architecture,) if objective.needs == "architecture" else (architecture, module)
+    answer = objective.evaluate(*inputs)
+    if isinstance(answer, Estimate):
+        return answer
+    try:
+        return float(answer)
+    except (TypeError, ValueError) as wrong:
+        raise TypeError(f"an objective returns a number or an Estimate at {objective.name!r}: got "
+                        f"{answer!r}") from wrong
+
+
+def _sizes(architecture: Architecture) -> dict[str, Any]:
+    """What every view shows beside the objectives; 256 tokens, as in the objectives of these names."""
+    cost = architecture.cost(256)
+    return {"parameters": cost.parameters, "macs": cost.macs, "state_bytes": cost.state_bytes}
+
+
+def _supernet(space: Space, weights: Weights) -> Supernet:
+    from ..space.supernet import Supernet
+
+    if not isinstance(weights, Mapping):
+        return Supernet.load(space, weights)
+    net = Supernet(space)
+    net.load_numpy(weights)
+    return net
+
+
+def _save(module: nn.Module, architecture: Architecture, path: Path) -> None:
+    """The weights of a trained module under their names; appears by rename."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    tensors = {name: parameter.detach().contiguous() for name, parameter in module.named_parameters()}
+    save_file(tensors, str(partial), metadata={"format": "pt", "architecture": architecture.hash})
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed what a user's objective may draw from, and give the process its own randomness back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFF_FFFF)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
