@@ -1,0 +1,53 @@
+"""Gated channel mixing with SiLU.
+
+Legend: B batch, T tokens, D width, F hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..axes import Param, axis, param
+from ..operator import Operator, Source
+from .mlp import check_ratio, hidden_size
+
+__all__ = ["GatedFeedForward", "SwiGLU"]
+
+
+class GatedFeedForward(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, each token alone."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+@dataclass(frozen=True)
+class SwiGLU(Operator):
+    """GLU Variants Improve Transformer (Shazeer, 2020). hidden = ratio * width, rounded up to a multiple of 8.
+
+    At equal ratio it holds half as many parameters again as `MLP`; ratio 8/3 equals `MLP(4)`.
+    """
+
+    ratio: Any = 3
+    kind: ClassVar[str] = "channel"
+    source: ClassVar[Source] = Source("GLU Variants Improve Transformer", 2020)
+
+    def check(self, width: int, where: str) -> None:
+        check_ratio(self.ratio, where)
+
+    def axes(self, width: int) -> dict[str, Param]:
+        d, f = axis("width", width), axis("hidden", hidden_size(self.ratio, width))
+        return {"gate.weight": param(f, d), "up.weight": param(f, d), "down.weight": param(d, f)}
+
+    def build(self, width: int) -> nn.Module:
+        return GatedFeedForward(width, hidden_size(self.ratio, width))
