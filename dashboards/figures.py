@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from ..search.front import Criterion
 from ..search.journal import Trial
-from ..search.results import Results, show
+from ..search.results import Results, common_decisions, show
 from .style import FRONT, GREY, INITIAL, INK, TWIN, axis, describe, layout, span
 
 __all__ = ["fidelity_figure", "hypervolume_figure", "matrix_figure", "pareto_figure", "parallel_figure"]
@@ -64,8 +64,9 @@ def parallel_figure(results: Results) -> go.Figure:
     trials = list(results.front) or results.complete
     first = results.objectives[0]
     points = results.points(trials)
-    dimensions: list[dict[str, Any]] = [_decision_dimension(path, trials) for path in main_decisions(trials)]
-    dimensions += [{"label": o.name, "values": points[:, column], "tickformat": ".3s"} for column, o in enumerate(results.objectives)]
+    dimensions: list[dict[str, Any]] = [_decision_dimension(path, trials) for path in common_decisions(trials)]
+    dimensions += [{"label": objective.name, "values": points[:, column], "tickformat": ".3s"}
+                   for column, objective in enumerate(results.objectives)]
     figure = go.Figure(go.Parcoords(
         dimensions=dimensions, labelangle=-12, labelside="bottom",
         line={"color": points[:, 0], "colorscale": _THIRD, "showscale": True,
@@ -86,44 +87,31 @@ def hypervolume_figure(results: Results) -> go.Figure:
                 x=list(range(1, len(volumes) + 1)), y=volumes, name=name, mode="lines",
                 line={"color": colour, "width": 3, "dash": dash, "shape": "hv"},
                 hovertemplate=f"{name}: %{{y:.5g}} after %{{x}} evaluations<extra></extra>"))
-    reference = results.front.reference
-    if reference is None:
+    if results.front.reference is None:
         return _empty(figure, "Hypervolume", "no reference point has been fixed yet")
-    corner = ", ".join(f"{o.name} {show(value, o.unit)}" for o, value in zip(results.objectives, reference, strict=True))
     figure.update_xaxes(title_text="candidates evaluated", rangemode="tozero")
     figure.update_yaxes(title_text="hypervolume, more is better", exponentformat="SI")
-    return layout(figure, _volume_title(results), f"reference point, fixed before the search: {corner}", height=460)
+    return layout(figure, _volume_title(results), f"reference point, fixed before the search: {results.corner}", height=460)
 
 
 def fidelity_figure(results: Results) -> go.Figure:
     """Score with shared weights against score after training alone, with Kendall's tau and its interval."""
     body = results.last("fidelity")
     figure = go.Figure()
-    pairs = _fidelity_pairs(results, body)
-    if body is None or not pairs:
+    if body is None:
         return _empty(figure, "Inherited against standalone", "no candidate has been trained on its own yet")
     objective = _fidelity_objective(results, body)
-    trials, inherited, standalone = zip(*pairs, strict=True)
     figure.add_trace(go.Scatter(
-        x=inherited, y=standalone, mode="markers+text", text=[f"#{trial.number}" for trial in trials],
+        x=body["inherited"], y=body["standalone"], mode="markers+text", text=[f"#{n}" for n in body["numbers"]],
         textposition="top center", textfont={"size": 11}, showlegend=False,
         marker={"color": TWIN, "size": 11, "line": {"color": "white", "width": 1}},
-        customdata=[describe(trial, results.objectives) for trial in trials],
-        hovertemplate="%{customdata}<br>standalone %{y:.4g}<extra></extra>"))
+        hovertemplate="%{text}<br>inherited %{x:.4g}<br>standalone %{y:.4g}<extra></extra>"))
     figure.update_xaxes(title_text=f"{objective.label} with the supernet's weights")
     figure.update_yaxes(title_text=f"{objective.label} trained alone")
     return layout(figure, f"Kendall tau {body['tau']:.2f} between inherited and standalone {objective.name}",
                   f"{body.get('confidence', 0.95):.0%} interval {body['low']:.2f} to {body['high']:.2f}, "
-                  f"{body['count']} candidates, one training seed each{_proxy_note(body)}", height=480)
-
-
-def main_decisions(trials: Sequence[Trial], most: int = 6) -> list[str]:
-    """Decisions that all the trials make and not all alike, the shallowest first."""
-    if not trials:
-        return []
-    shared = [path for path in trials[0].labels if all(path in trial.labels for trial in trials)]
-    varying = [path for path in shared if len({trial.labels[path] for trial in trials}) > 1]
-    return sorted(varying, key=lambda path: (path.count(".") + path.count("["), varying.index(path)))[:most]
+                  f"{body['count']} candidates trained alone{_steps_note(body)}, one seed each{_proxy_note(body)}",
+                  height=480)
 
 
 def _point_traces(results: Results) -> list[go.Scatter]:
@@ -242,10 +230,13 @@ def _number(label: str) -> float | None:
 
 
 def _volume_title(results: Results) -> str:
-    search, twin = results.volumes(results.trials), results.volumes(results.twin)
-    if not (search and twin and twin[-1]):
+    if results.gain is None:
         return "Hypervolume of the search"
-    return f"Hypervolume is {search[-1] / twin[-1] - 1:+.1%} against random search of the same budget"
+    return f"Hypervolume is {results.gain:+.1%} against random search of the same budget"
+
+
+def _steps_note(body: dict[str, Any]) -> str:
+    return f" for {body['steps']} steps" if body.get("steps") else ""
 
 
 def _proxy_note(body: dict[str, Any]) -> str:
@@ -257,18 +248,6 @@ def _proxy_note(body: dict[str, Any]) -> str:
 def _fidelity_objective(results: Results, body: dict[str, Any]) -> Criterion:
     named = [objective for objective in results.objectives if objective.name == body.get("objective")]
     return (named or [o for o in results.objectives if o.needs == "model"] or list(results.objectives))[0]
-
-
-def _fidelity_pairs(results: Results, body: dict[str, Any] | None) -> list[tuple[Trial, float, float]]:
-    """Trials with a score both ways, in the order they were trained; the last training of a trial counts."""
-    if body is None:
-        return []
-    name = _fidelity_objective(results, body).name
-    alone = {event["number"]: (event.get("values") or {}).get(name) for event in results.bodies("standalone")}
-    trials = {trial.number: trial for trial in results.complete}
-    chosen = body.get("numbers") or list(alone)
-    return [(trials[number], trials[number].values[name], alone[number]) for number in chosen
-            if number in trials and alone.get(number) is not None and name in trials[number].values]
 
 
 def _seed_note(results: Results) -> str:

@@ -71,9 +71,8 @@ def _tiles(results: Results) -> str:
     tiles = [(str(len(results.front)), "on the front"),
              (str(len(results.complete)), f"evaluated, {len(results.failed)} failed")]
     tiles += [_best_tile(results, column) for column in range(len(results.objectives)) if len(results.front)]
-    twin = results.volumes(results.twin)
-    if twin and twin[-1] and results.volumes(results.trials):
-        tiles.append((f"{results.volumes(results.trials)[-1] / twin[-1] - 1:+.1%}", "hypervolume against random search"))
+    if results.gain is not None:
+        tiles.append((f"{results.gain:+.1%}", "hypervolume against random search"))
     fidelity = results.last("fidelity")
     if fidelity:
         tiles.append((f"{fidelity['tau']:.2f}", f"Kendall tau [{fidelity['low']:.2f}, {fidelity['high']:.2f}], "
@@ -196,11 +195,9 @@ def _supernet(told: Any, body: dict[str, Any] | None) -> str | None:
 
 
 def _reference(results: Results, body: dict[str, Any] | None) -> str | None:
-    if body is None or results.front.reference is None:
+    if body is None:
         return None
-    values = ", ".join(f"{o.name} {show(value, o.unit)}" for o, value in
-                       zip(results.objectives, results.front.reference, strict=True))
-    return f"{values} ({body['source']})" if body.get("source") else values
+    return f"{results.corner} ({body['source']})" if body.get("source") else results.corner
 
 
 def _date(seconds: float | None) -> str:

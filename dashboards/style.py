@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 
 from ..search.front import Criterion
 from ..search.journal import Trial
@@ -57,10 +58,11 @@ def axis(objective: Criterion, values: Iterable[float]) -> dict[str, Any]:
     return settings
 
 
-def span(values: Sequence[float], keep: Sequence[float], is_log: bool) -> list[float] | None:
+def span(values: ArrayLike, keep: ArrayLike, is_log: bool) -> list[float] | None:
     """The range to open an axis with: all of `keep` and the bulk of `values`, so that outliers do not flatten the
     rest. None when there is nothing to show; the bounds are logarithms for a logarithmic axis."""
-    numbers = np.asarray([value for value in values if np.isfinite(value)], dtype=np.float64)
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
         return None
     lower, upper = np.percentile(numbers, [25, 75])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..registry import Registry
 from . import pareto
 from .front import Criterion, Front, is_feasible
 from .journal import Event, Journal, Trial
 
-__all__ = ["Results", "fold_layers", "show", "shown_path"]
+__all__ = ["Results", "common_decisions", "fold_layers", "pages", "show", "shown_path"]
+
+Page = Callable[["Results"], str]
+#: HTML pages of a sweep by file name, each a function of its results. Named as text: dashboards know sweeps, not the
+#: other way round. Others add theirs with `pages.register("mine.html", function)` or the entry points `bodyplan.pages`.
+pages: Registry[Page] = Registry("page")
+pages.register("pareto.html", "bodyplan.dashboards.report:pareto_page")
+pages.register("hypervolume.html", "bodyplan.dashboards.report:hypervolume_page")
+pages.register("report.html", "bodyplan.dashboards.report:report_page")
 
 _TRIAL_KINDS = ("ask", "result", "tell", "probe")
 
@@ -149,19 +158,29 @@ class Results:
         feasible = [is_feasible(trial, self.objectives) for trial in done]
         return _running_volumes(self.points(done), feasible, self.goals, self.front.reference)
 
+    @cached_property
+    def gain(self) -> float | None:
+        """How much larger the search's hypervolume is than its random twin's, as a share; None without a twin."""
+        search, twin = self.volumes(self.trials), self.volumes(self.twin)
+        return search[-1] / twin[-1] - 1 if search and twin and twin[-1] else None
+
+    @property
+    def corner(self) -> str:
+        """The reference point of the hypervolume in words."""
+        point = zip(self.objectives, self.front.reference or (), strict=False)
+        return ", ".join(f"{objective.name} {show(value, objective.unit)}" for objective, value in point)
+
     def export_command(self, trial: Trial) -> str:
         """What to type to get this candidate as a folder."""
         return f"bodyplan export {shown_path(self.directory)} {trial.number} exported/{trial.number}"
 
 
 def show(value: float | None, unit: str = "") -> str:
-    """A number for people: four significant digits, thousands separated from 10,000 up, a dash for None."""
+    """A number for people: four significant digits, thousands separated, a dash for None."""
     if value is None:
         return "–"
-    if abs(value) >= 10_000:
-        text = f"{value:,.0f}"
-    else:
-        text = str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+    is_whole = float(value).is_integer()
+    text = f"{value:,.0f}" if is_whole or abs(value) >= 10_000 else f"{value:.4g}"
     return f"{text} {unit}".rstrip()
 
 
@@ -177,6 +196,15 @@ def fold_layers(labels: Mapping[str, str]) -> dict[str, str]:
         folded.setdefault(re.sub(r"\[\d+\]", "", path), []).append(str(label))
     ordered = sorted(folded, key=lambda path: path.count("."))
     return {path: " · ".join(_counted(folded[path])) for path in ordered}
+
+
+def common_decisions(trials: Sequence[Trial], most: int = 6) -> list[str]:
+    """Decisions that all the trials make and not all alike, the shallowest first."""
+    if not trials:
+        return []
+    shared = [path for path in trials[0].labels if all(path in trial.labels for trial in trials)]
+    varying = [path for path in shared if len({trial.labels[path] for trial in trials}) > 1]
+    return sorted(varying, key=lambda path: (path.count(".") + path.count("["), varying.index(path)))[:most]
 
 
 def shown_path(path: Path) -> str:
