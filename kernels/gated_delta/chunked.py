@@ -3,8 +3,9 @@
 Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464); with a log decay of 0 it is DeltaNet. The
 functions use torch alone, so that an exported model can carry their source.
 
-Shape suffixes: B batch, T time, H heads, G query/key groups, R heads of a group (H = G * R), N chunks, C tokens of a
-chunk, K key width, V value width, D any width.
+Shape suffixes: B batch, T time, H heads, G query/key groups (H a multiple of G), R heads of a group, N chunks,
+C tokens of a chunk, X = N * B * H chunks of all heads (chunk outermost), Y = B * H, K key width, V value width, D any
+width.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from torch.nn import functional as F
 __all__ = ["chunked_gated_delta", "gated_delta_step"]
 
 
-def to_chunks(x_BTHD: Tensor, num_chunks: int, size: int, heads_per_group: int) -> Tensor:
-    """Cuts time into chunks and lays the heads out by group: [N, B, G, R, C, D], zeros after the last token."""
-    batch, length, heads, width = x_BTHD.shape
+def to_chunks(x_BTHD: Tensor, num_chunks: int, size: int, heads: int) -> Tensor:
+    """Cuts time into chunks and repeats shared heads: [X, C, D], with zeros after the last token."""
+    batch, length, groups, width = x_BTHD.shape
     if num_chunks * size > length:
         x_BTHD = F.pad(x_BTHD, (0, 0, 0, 0, 0, num_chunks * size - length))
-    x_BNCGRD = x_BTHD.reshape(batch, num_chunks, size, heads // heads_per_group, heads_per_group, width)
-    return x_BNCGRD.permute(1, 0, 3, 4, 2, 5).contiguous()
+    x_BNCG1D = x_BTHD.reshape(batch, num_chunks, size, groups, 1, width)
+    x_BNCGRD = x_BNCG1D.expand(-1, -1, -1, -1, heads // groups, -1)
+    return x_BNCGRD.permute(1, 0, 3, 4, 2, 5).reshape(-1, size, width)
+
+
+def from_chunks(x_XCD: Tensor, batch: int, length: int, heads: int) -> Tensor:
+    """The way back: [B, T, H, D]."""
+    size, width = x_XCD.shape[1:]
+    x_NBHCD = x_XCD.reshape(-1, batch, heads, size, width)
+    return x_NBHCD.permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, width)[:, :length]
 
 
 def chunked_gated_delta(
@@ -39,8 +48,8 @@ def chunked_gated_delta(
     """S' = exp(g_t) S_{t-1}; S_t = S' + beta_t k_t^T (v_t - k_t S'); o_t = scale * q_t S_t, for any T >= 1.
 
     Head h reads group h // (H / G) of q and k. The arithmetic is float32 (float64 for float64 values), whatever the
-    inputs. The tokens of a chunk depend on each other through (I + A) X = B, A strictly lower triangular. It is
-    solved by substitution: the cheaper product (I - A)(I + A^2)(I + A^4)... is wrong by 1e8 when keys repeat.
+    inputs. The tokens of a chunk depend on each other through I + A, A strictly lower triangular, which is inverted
+    by substitution: the cheaper product (I - A)(I + A^2)(I + A^4)... is wrong by 1e8 when keys repeat.
     Decays are floored at exp(-60), below which they would only make denormal, slow numbers.
 
     Args:
@@ -48,58 +57,57 @@ def chunked_gated_delta(
         log_decay_BTH: g, at most 0. A batch of 1 serves all sequences.
         beta_BTH: writing strength, 0 to 1 (to 2 when negative eigenvalues are wanted).
         state_BHKV: the state before the first token; None stands for zeros.
-        chunk: most tokens in one chunk; changes speed and memory, not the result.
+        chunk: most tokens in one chunk; changes speed and memory, not the result. 32 is best on a CPU.
 
     Returns:
         The outputs o_BTHV in the dtype of v, and the state after the last token in float32 (or float64).
     """
     batch, length, heads, value_width = v_BTHV.shape
-    groups, key_width = q_BTGK.shape[2:]
+    key_width = k_BTGK.shape[-1]
     num_chunks = -(-length // chunk)
     size = -(-length // num_chunks)
     dtype = torch.promote_types(v_BTHV.dtype, torch.float32)
 
-    q_NBGRCK = to_chunks(q_BTGK.to(dtype), num_chunks, size, 1)
-    k_NBGRCK = to_chunks(k_BTGK.to(dtype), num_chunks, size, 1)
-    v_NBGRCV = to_chunks(v_BTHV.to(dtype), num_chunks, size, heads // groups)
-    beta_NBGRC1 = to_chunks(beta_BTH[..., None].to(dtype), num_chunks, size, heads // groups)
-    g_NBGRC = to_chunks(log_decay_BTH[..., None].to(dtype), num_chunks, size, heads // groups)[..., 0].cumsum(-1)
+    q_XCK = to_chunks(q_BTGK.to(dtype), num_chunks, size, heads)
+    k_XCK = to_chunks(k_BTGK.to(dtype), num_chunks, size, heads)
+    v_XCV = to_chunks(v_BTHV.to(dtype), num_chunks, size, heads)
+    beta_XC1 = to_chunks(beta_BTH.to(dtype)[..., None], num_chunks, size, heads)
+    g_BTH1 = log_decay_BTH.to(dtype).expand(batch, -1, -1)[..., None]
+    g_XC = to_chunks(g_BTH1, num_chunks, size, heads)[..., 0].cumsum(-1)
     if scale != 1.0:
-        q_NBGRCK = q_NBGRCK * scale
+        q_XCK = q_XCK * scale
 
     # Token i sees j <= i through exp(G_i - G_j). Clamping at 0 before exp keeps j > i finite.
-    decay_NBGRCC = (g_NBGRC[..., :, None] - g_NBGRC[..., None, :]).clamp_(-60.0, 0.0).exp_()
-    since_start_NBGRC1 = g_NBGRC.clamp_min(-60.0).exp()[..., None]
-    until_end_NBGRC1 = (g_NBGRC[..., -1:] - g_NBGRC).clamp_min_(-60.0).exp_()[..., None]
+    decay_XCC = (g_XC[:, :, None] - g_XC[:, None, :]).clamp_(-60.0, 0.0).exp_()
+    since_start_XC1 = g_XC.clamp_min(-60.0).exp()[..., None]
+    until_end_XC1 = (g_XC[:, -1:] - g_XC).clamp_min_(-60.0).exp_()[..., None]
 
-    # What the chunk writes is X_v - X_k S: X_v from the values alone, X_k S what the starting state S already answers.
-    keys_CK_NBGRDC = k_NBGRCK.transpose(-1, -2)
-    scaled_k_NBGRCK = k_NBGRCK * beta_NBGRC1
-    a_NBGRCC = (scaled_k_NBGRCK @ keys_CK_NBGRDC).tril_(-1) * decay_NBGRCC
-    b_NBGRCD = torch.cat([v_NBGRCV * beta_NBGRC1, scaled_k_NBGRCK * since_start_NBGRC1], dim=-1)
-    x_NBGRCD = torch.linalg.solve_triangular(a_NBGRCC, b_NBGRCD, upper=False, unitriangular=True)
+    # From a starting state S the chunk writes M (V - diag(e^G) K S), where M = (I + A)^-1 diag(beta).
+    k_XKC = k_XCK.transpose(1, 2)
+    a_XCC = torch.bmm(k_XCK * beta_XC1, k_XKC).tril_(-1) * decay_XCC
+    beta_XCC = torch.diag_embed(beta_XC1[..., 0])
+    m_XCC = torch.linalg.solve_triangular(a_XCC, beta_XCC, upper=False, unitriangular=True)
+    minus_k_XCK = k_XCK * -since_start_XC1
 
-    # Between chunks the state is S <- (kept I - K^T X_k) S + K^T X_v.
-    y_NBGRKD = (k_NBGRCK * until_end_NBGRC1).transpose(-1, -2) @ x_NBGRCD
-    added_NBGRKV, erased_NBGRKK = y_NBGRKD.split([value_width, key_width], dim=-1)
-    eye_KK = torch.eye(key_width, dtype=dtype, device=v_BTHV.device)
-    carried_NBGRKK = since_start_NBGRC1[..., -1:, :] * eye_KK - erased_NBGRKK
+    # Hence from chunk to chunk S <- (e^G I - K^T M diag(e^G) K) S + K^T M V: one product per chunk in the loop.
+    km_XKC = torch.bmm((k_XCK * until_end_XC1).transpose(1, 2), m_XCC)
+    added_XKV = torch.bmm(km_XKC, v_XCV)
+    kept_XKK = since_start_XC1[:, -1:] * torch.eye(key_width, dtype=dtype, device=v_XCV.device)
+    carried_XKK = torch.baddbmm(kept_XKK, km_XKC, minus_k_XCK)
     if state_BHKV is None:
-        state_BHKV = v_NBGRCV.new_zeros(batch, heads, key_width, value_width)
-    state_BGRKV = state_BHKV.to(dtype).reshape(batch, groups, heads // groups, key_width, value_width)
+        state_BHKV = v_XCV.new_zeros(batch, heads, key_width, value_width)
+    state_YKV = state_BHKV.to(dtype).reshape(-1, key_width, value_width)
     states = []
-    for carried_BGRKK, added_BGRKV in zip(carried_NBGRKK, added_NBGRKV, strict=True):
-        states.append(state_BGRKV)
-        state_BGRKV = carried_BGRKK @ state_BGRKV + added_BGRKV
-    states_NBGRKV = torch.stack(states)
+    for added_YKV, carried_YKK in zip(added_XKV.chunk(num_chunks), carried_XKK.chunk(num_chunks), strict=True):
+        states.append(state_YKV)
+        state_YKV = torch.baddbmm(added_YKV, carried_YKK, state_YKV)
+    state_XKV = torch.cat(states)
 
-    values_NBGRCV, answers_NBGRCK = x_NBGRCD.split([value_width, key_width], dim=-1)
-    written_NBGRCV = values_NBGRCV - answers_NBGRCK @ states_NBGRKV
-    o_NBGRCV = ((q_NBGRCK @ keys_CK_NBGRDC).tril_() * decay_NBGRCC) @ written_NBGRCV
-    o_NBGRCV += (q_NBGRCK * since_start_NBGRC1) @ states_NBGRKV
-
-    o_BTHV = o_NBGRCV.permute(1, 0, 4, 2, 3, 5).reshape(batch, num_chunks * size, heads, value_width)
-    return o_BTHV[:, :length].to(v_BTHV.dtype), state_BGRKV.reshape(batch, heads, key_width, value_width)
+    written_XCV = torch.bmm(m_XCC, torch.baddbmm(v_XCV, minus_k_XCK, state_XKV))
+    scores_XCC = torch.bmm(q_XCK, k_XKC).tril_() * decay_XCC
+    o_XCV = torch.baddbmm(torch.bmm(scores_XCC, written_XCV), q_XCK * since_start_XC1, state_XKV)
+    o_BTHV = from_chunks(o_XCV, batch, length, heads)
+    return o_BTHV.to(v_BTHV.dtype), state_YKV.reshape(batch, heads, key_width, value_width)
 
 
 def gated_delta_step(

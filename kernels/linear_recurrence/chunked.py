@@ -4,8 +4,9 @@ One recurrence, many mixers: linear attention (decay 1), RetNet and Lightning (a
 (q = C, k = B, v = dt * x, log decay = dt * A; Dao and Gu 2024, arXiv 2405.21060). The functions use torch alone, so
 that an exported model can carry their source.
 
-Shape suffixes: B batch, T time, H heads, G query/key groups, R heads of a group (H = G * R), N chunks, C tokens of a
-chunk, K key width, V value width, D any width.
+Shape suffixes: B batch, T time, H heads, G query/key groups (H a multiple of G), R heads of a group, N chunks,
+C tokens of a chunk, X = N * B * H chunks of all heads (chunk outermost), Y = B * H, K key width, V value width, D any
+width.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ from torch.nn import functional as F
 __all__ = ["chunked_linear_recurrence", "linear_recurrence_step"]
 
 
-def to_chunks(x_BTHD: Tensor, num_chunks: int, size: int, heads_per_group: int) -> Tensor:
-    """Cuts time into chunks and lays the heads out by group: [N, B, G, R, C, D], zeros after the last token."""
-    batch, length, heads, width = x_BTHD.shape
+def to_chunks(x_BTHD: Tensor, num_chunks: int, size: int, heads: int) -> Tensor:
+    """Cuts time into chunks and repeats shared heads: [X, C, D], with zeros after the last token."""
+    batch, length, groups, width = x_BTHD.shape
     if num_chunks * size > length:
         x_BTHD = F.pad(x_BTHD, (0, 0, 0, 0, 0, num_chunks * size - length))
-    x_BNCGRD = x_BTHD.reshape(batch, num_chunks, size, heads // heads_per_group, heads_per_group, width)
-    return x_BNCGRD.permute(1, 0, 3, 4, 2, 5).contiguous()
+    x_BNCG1D = x_BTHD.reshape(batch, num_chunks, size, groups, 1, width)
+    x_BNCGRD = x_BNCG1D.expand(-1, -1, -1, -1, heads // groups, -1)
+    return x_BNCGRD.permute(1, 0, 3, 4, 2, 5).reshape(-1, size, width)
+
+
+def from_chunks(x_XCD: Tensor, batch: int, length: int, heads: int) -> Tensor:
+    """The way back: [B, T, H, D]."""
+    size, width = x_XCD.shape[1:]
+    x_NBHCD = x_XCD.reshape(-1, batch, heads, size, width)
+    return x_NBHCD.permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, width)[:, :length]
 
 
 def chunked_linear_recurrence(
@@ -52,38 +61,39 @@ def chunked_linear_recurrence(
         The outputs o_BTHV in the dtype of v, and the state after the last token in float32 (or float64).
     """
     batch, length, heads, value_width = v_BTHV.shape
-    groups, key_width = q_BTGK.shape[2:]
+    key_width = k_BTGK.shape[-1]
     num_chunks = -(-length // chunk)
     size = -(-length // num_chunks)
     dtype = torch.promote_types(v_BTHV.dtype, torch.float32)
 
-    q_NBGRCK = to_chunks(q_BTGK.to(dtype), num_chunks, size, 1)
-    k_NBGRCK = to_chunks(k_BTGK.to(dtype), num_chunks, size, 1)
-    v_NBGRCV = to_chunks(v_BTHV.to(dtype), num_chunks, size, heads // groups)
-    g_NBGRC = to_chunks(log_decay_BTH[..., None].to(dtype), num_chunks, size, heads // groups)[..., 0].cumsum(-1)
+    q_XCK = to_chunks(q_BTGK.to(dtype), num_chunks, size, heads)
+    k_XCK = to_chunks(k_BTGK.to(dtype), num_chunks, size, heads)
+    v_XCV = to_chunks(v_BTHV.to(dtype), num_chunks, size, heads)
+    g_BTH1 = log_decay_BTH.to(dtype).expand(batch, -1, -1)[..., None]
+    g_XC = to_chunks(g_BTH1, num_chunks, size, heads)[..., 0].cumsum(-1)
     if scale != 1.0:
-        q_NBGRCK = q_NBGRCK * scale
+        q_XCK = q_XCK * scale
 
-    # Inside a chunk: token i sees j <= i through exp(G_i - G_j). Clamping at 0 before exp keeps j > i finite.
-    decay_NBGRCC = (g_NBGRC[..., :, None] - g_NBGRC[..., None, :]).clamp_(-60.0, 0.0).exp_()
-    scores_NBGRCC = (q_NBGRCK @ k_NBGRCK.transpose(-1, -2)).tril_() * decay_NBGRCC
-    o_NBGRCV = scores_NBGRCC @ v_NBGRCV
+    # Inside a chunk token i sees j <= i through exp(G_i - G_j). Clamping at 0 before exp keeps j > i finite.
+    decay_XCC = (g_XC[:, :, None] - g_XC[:, None, :]).clamp_(-60.0, 0.0).exp_()
+    scores_XCC = torch.bmm(q_XCK, k_XCK.transpose(1, 2)).tril_() * decay_XCC
 
     # Between chunks: what each chunk adds to the state, and the state each chunk starts from.
-    since_start_NBGRC1 = g_NBGRC.clamp_min(-60.0).exp()[..., None]
-    until_end_NBGRC1 = (g_NBGRC[..., -1:] - g_NBGRC).clamp_min_(-60.0).exp_()[..., None]
-    added_NBGRKV = (k_NBGRCK * until_end_NBGRC1).transpose(-1, -2) @ v_NBGRCV
+    since_start_XC1 = g_XC.clamp_min(-60.0).exp()[..., None]
+    until_end_XC1 = (g_XC[:, -1:] - g_XC).clamp_min_(-60.0).exp_()[..., None]
+    added_XKV = torch.bmm((k_XCK * until_end_XC1).transpose(1, 2), v_XCV)
     if state_BHKV is None:
-        state_BHKV = added_NBGRKV.new_zeros(batch, heads, key_width, value_width)
-    state_BGRKV = state_BHKV.to(dtype).reshape(batch, groups, heads // groups, key_width, value_width)
+        state_BHKV = v_XCV.new_zeros(batch, heads, key_width, value_width)
+    state_YKV = state_BHKV.to(dtype).reshape(-1, key_width, value_width)
     states = []
-    for added_BGRKV, kept_BGR11 in zip(added_NBGRKV, since_start_NBGRC1[..., -1:, :], strict=True):
-        states.append(state_BGRKV)
-        state_BGRKV = torch.addcmul(added_BGRKV, kept_BGR11, state_BGRKV)
-    o_NBGRCV += (q_NBGRCK * since_start_NBGRC1) @ torch.stack(states)
+    kept_X11 = since_start_XC1[:, -1:]
+    for added_YKV, kept_Y11 in zip(added_XKV.chunk(num_chunks), kept_X11.chunk(num_chunks), strict=True):
+        states.append(state_YKV)
+        state_YKV = torch.addcmul(added_YKV, kept_Y11, state_YKV)
 
-    o_BTHV = o_NBGRCV.permute(1, 0, 4, 2, 3, 5).reshape(batch, num_chunks * size, heads, value_width)
-    return o_BTHV[:, :length].to(v_BTHV.dtype), state_BGRKV.reshape(batch, heads, key_width, value_width)
+    o_XCV = torch.baddbmm(torch.bmm(scores_XCC, v_XCV), q_XCK * since_start_XC1, torch.cat(states))
+    o_BTHV = from_chunks(o_XCV, batch, length, heads)
+    return o_BTHV.to(v_BTHV.dtype), state_YKV.reshape(batch, heads, key_width, value_width)
 
 
 def linear_recurrence_step(
