@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
 
 __all__ = ["ORDERS", "check_budget", "check_count", "check_directory", "check_executor", "check_positive",
-           "check_space", "check_task", "check_training", "check_training_strategy", "resolve_initial", "resolve_objectives", "resolve_reference"]
+           "check_space", "check_task", "check_tracking", "check_training", "check_training_strategy",
+           "resolve_initial", "resolve_objectives", "resolve_reference"]
 
 ORDERS = ("ask", "completion")
 
@@ -115,6 +116,16 @@ def check_training_strategy(name: str) -> None:
     from ..evaluators.sampling import sampling_strategies
 
     sampling_strategies.get(name)
+
+
+def check_tracking(tracking: Any) -> None:
+    """Raise for anything but a bool or a URI, and for a tracking server that does not answer."""
+    if not isinstance(tracking, (bool, str)):
+        raise TypeError(f"tracking is True, False or a tracking URI: got {tracking!r}")
+    if tracking:
+        from .tracking import check_tracking as check
+
+        check(None if tracking is True else tracking)
 
 
 def resolve_initial(initial: Any, space: Space) -> tuple[Genome, ...]:

@@ -84,10 +84,11 @@ class Point(Trial):
     def module(self, weights: Literal["judged", "standalone"] = "judged") -> nn.Module:
         """The candidate as a plain module in evaluation mode.
 
-        "judged" gives the weights the sweep judged it by: extracted from the supernet, or, where candidates are
-        trained alone, trained again from the trial's seed (the same weights on the same machine, and as long). Without
-        training, the initialisation by that seed. "standalone" gives those of the retraining at the end of a supernet
-        sweep. Raises BodyplanError when the weights are not in the sweep's directory.
+        "judged" gives the weights the sweep judged it by: extracted from the supernet, or, where candidates
+        are trained alone, trained again from the trial's seed (the same weights on the same machine, and as
+        long). Without training, the initialisation by that seed. "standalone" gives those of the retraining
+        at the end of a supernet sweep. Raises BodyplanError when the weights are not in the sweep's
+        directory.
         """
         return self._origin().module(self, weights)
 
@@ -116,9 +117,10 @@ class Front:
         self.objectives = tuple(Criterion.of(objective) for objective in objectives)
         self.reference = None if reference is None else tuple(reference)
         self.goals = [objective.goal for objective in self.objectives]
-        kept = [trial for trial in candidates if is_feasible(trial, self.objectives)]
+        self.candidates: tuple[Point, ...] = tuple(_as_point(trial) for trial in candidates)
+        kept = [point for point in self.candidates if is_feasible(point, self.objectives)]
         best = nondominated(self._matrix(kept), self.goals)
-        points = [_as_point(trial) for trial, on_front in zip(kept, best, strict=True) if on_front]
+        points = [point for point, on_front in zip(kept, best, strict=True) if on_front]
         self.points: tuple[Point, ...] = tuple(sorted(points, key=self._place))
 
     @classmethod

@@ -39,7 +39,7 @@ from ..errors import BodyplanError
 from ..space.genome import Genome
 from .lock import FileLock
 
-__all__ = ["Event", "Journal", "Trial", "SCHEMA_VERSION", "FILE_NAME"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "Event", "Journal", "Trial", "check_free", "encode"]
 
 SCHEMA_VERSION = 1
 FILE_NAME = "journal.sqlite"
@@ -120,7 +120,7 @@ class Journal:
         empty.
         """
         final = Path(directory).resolve()
-        _refuse_occupied(final)
+        check_free(final)
         final.parent.mkdir(parents=True, exist_ok=True)
         draft = final.parent / f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir()
@@ -275,7 +275,8 @@ def _finished(trial: Trial, event: Event) -> Trial:
                    finished=event.time, extra=body.get("extra") or {})
 
 
-def _refuse_occupied(final: Path) -> None:
+def check_free(final: Path) -> None:
+    """Raise BodyplanError unless a new sweep may take this directory: it does not exist, or is empty."""
     if (final / FILE_NAME).exists():
         raise BodyplanError(f"a new sweep needs a directory of its own: {final} already holds one; continue it with "
                             f"run(resume=True) or `bodyplan resume {final}`, or choose another directory")

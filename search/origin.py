@@ -31,13 +31,14 @@ class SweepOrigin:
 
     space: Space
     directory: Path
-    task: Task | None
     uses_supernet: bool
-    steps: int | None
+    trains: bool
+    task: Task | None = None
+    steps: int | None = None
 
     @classmethod
     def of(cls, sweep: Sweep) -> SweepOrigin:
-        return cls(sweep.space, sweep.directory, sweep.task, sweep.supernet, sweep.steps if sweep.trains else None)
+        return cls(sweep.space, sweep.directory, sweep.supernet, sweep.trains, sweep.task, sweep.steps)
 
     def architecture(self, trial: Trial) -> Architecture:
         return self.space.architecture(trial.genome)
@@ -46,22 +47,28 @@ class SweepOrigin:
         """See `Point.module`."""
         if weights not in ("judged", "standalone"):
             raise ValueError(f"weights is 'judged' or 'standalone': got {weights!r}")
-        architecture = self.architecture(trial)
+        architecture, own = self.architecture(trial), self.directory / WEIGHTS_FOLDER / f"{trial.hash}.safetensors"
         if weights == "standalone":
-            return _load(architecture, self.directory / WEIGHTS_FOLDER / f"{trial.hash}.safetensors", trial.number)
+            return _load(architecture, own, trial.number)
         if self.uses_supernet:
             return self._supernet.extract(architecture).eval()
-        return self._own(architecture, trial.seed or 0)
+        if self.trains and own.is_file():
+            return _load(architecture, own, trial.number)
+        return self._made_again(architecture, trial)
 
-    def _own(self, architecture: Architecture, seed: int) -> nn.Module:
-        """The module a worker judged, made again from its seed."""
-        from ..evaluators.devices import on_threads
-        from ..evaluators.training import train
+    def _made_again(self, architecture: Architecture, trial: Trial) -> nn.Module:
+        """The module a worker judged, from its seed; trained as it was trained then."""
+        module = architecture.build(seed=trial.seed or 0)
+        if self.trains:
+            if self.task is None or self.steps is None:
+                raise BodyplanError(f"the weights of trial {trial.number} were not kept, and only its task can train "
+                                    "them again: get the front from the sweep's own file, with "
+                                    "Sweep(...).front() or run(resume=True)")
+            from ..evaluators.devices import on_threads
+            from ..evaluators.training import train
 
-        module = architecture.build(seed=seed)
-        if self.task is not None and self.steps is not None:
             with on_threads(1):
-                train(module, self.task, self.steps, seed=seed)
+                train(module, self.task, self.steps, seed=trial.seed or 0)
         return module.eval()
 
     @cached_property

@@ -115,7 +115,8 @@ def _check_ask(event: Event, again: Sequence[Genome]) -> None:
     before = [Genome.from_json(genome) for genome in event.body["genomes"]]
     if list(again) != before:
         raise BodyplanError("a strategy proposes the same again when its journal is replayed: event "
-                            f"{event.id} differs ({_difference(before, again)}); resume with the version and settings it was started with")
+                            f"{event.id} differs ({_difference(before, again)}); resume with the version and "
+                            "settings it was started with")
 
 
 def _difference(before: Sequence[Genome], again: Sequence[Genome]) -> str:

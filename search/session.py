@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from .seeds import evaluation_seed
 if TYPE_CHECKING:
     from .sweep import Sweep
 
-__all__ = ["Session", "Subject"]
+__all__ = ["Session", "Subject", "Surroundings"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Subject:
 class Session:
     """A context: workers, trackers and the signal handler are there inside it and gone after it, however it ends."""
 
-    def __init__(self, sweep: Sweep, journal: Journal):
+    def __init__(self, sweep: Sweep, journal: Journal, surroundings: Surroundings):
         self.sweep, self.journal = sweep, journal
+        self.executor, self.tracker, self._mirror = surroundings.executor, surroundings.tracker, surroundings.mirror
         self.objectives = tuple(Criterion.of(objective) for objective in sweep.objectives)
         self.reporter = Reporter(sweep.quiet)
         self.stop = StopRequest(self.reporter.say)
@@ -57,9 +58,8 @@ class Session:
         with ExitStack() as exits:
             exits.callback(self.reporter.end)
             exits.enter_context(self.stop.listening())
-            self.executor = self._make_executor()
-            self.tracker = exits.enter_context(_tracker(self.sweep, self.journal))
-            exits.enter_context(_mirror(self.sweep, self.objectives))
+            exits.enter_context(self.tracker)
+            exits.enter_context(self._mirror)
             self._exits = exits.pop_all()
         self.journal.append("session", {"pid": os.getpid(), "host": platform.node(),
                                         "python": platform.python_version()})
@@ -140,17 +140,31 @@ class Session:
         for event in self.journal.events("result"):
             self.cache.put(hashes[event.body["number"]], event.body)
 
-    def _make_executor(self) -> Executor:
-        sweep = self.sweep
-        if not isinstance(sweep.executor, str):
-            return sweep.executor
-        options = {"workers": sweep.workers, "timeout": sweep.timeout, "memory_gb": sweep.memory_gb}
-        if sweep.executor == "local":
-            options["log_directory"] = sweep.directory / "logs"
-        return make_executor(sweep.executor, **{name: value for name, value in options.items() if value is not None})
+
+class Surroundings:
+    """What a run needs from outside: workers, trackers. Made before the sweep's directory, so that what cannot be
+    reached leaves nothing behind.
+    """
+
+    def __init__(self, sweep: Sweep):
+        self.executor = _executor(sweep)
+        check = getattr(self.executor, "check", None)
+        if callable(check):
+            check()
+        self.tracker: Any = _NoTracker()
+        if sweep.tracking:
+            from .tracking import MLflowTracker
+
+            self.tracker = MLflowTracker(sweep.directory, None if sweep.tracking is True else sweep.tracking)
+        self.mirror: Any = nullcontext()
+        if sweep.optuna_storage is not None:
+            from .mirror import OptunaMirror
+
+            criteria = [Criterion.of(objective) for objective in sweep.objectives]
+            self.mirror = OptunaMirror(sweep.optuna_storage, sweep.directory, sweep.space, criteria)
 
 
-class _NoTracker:
+class _NoTracker(nullcontext[None]):
     """Stands in where tracking is off."""
 
     def notice(self) -> None:
@@ -161,18 +175,10 @@ class _NoTracker:
         return []
 
 
-@contextmanager
-def _tracker(sweep: Sweep, journal: Journal) -> Iterator[Any]:
-    yield _NoTracker()
-
-
-@contextmanager
-def _mirror(sweep: Sweep, objectives: Sequence[Criterion]) -> Iterator[None]:
-    """Copy trials into the Optuna storage the sweep names, if it does."""
-    if sweep.optuna_storage is None:
-        yield
-        return
-    from .mirror import OptunaMirror
-
-    with OptunaMirror(sweep.optuna_storage, sweep.directory, sweep.space, objectives):
-        yield
+def _executor(sweep: Sweep) -> Executor:
+    if not isinstance(sweep.executor, str):
+        return sweep.executor
+    options: dict[str, Any] = {"workers": sweep.workers, "timeout": sweep.timeout, "memory_gb": sweep.memory_gb}
+    if sweep.executor == "local":
+        options["log_directory"] = sweep.directory / "logs"
+    return make_executor(sweep.executor, **{name: value for name, value in options.items() if value is not None})

@@ -13,7 +13,7 @@ from . import checks
 from .definition import check_same, definition
 from .executors.base import Evaluator, Executor, available_cpus
 from .front import Front
-from .journal import FILE_NAME, Journal
+from .journal import FILE_NAME, Journal, check_free
 from .origin import SweepOrigin
 from .strategies.base import Strategy, resolve
 
@@ -68,7 +68,7 @@ class Sweep:
         >>> import tempfile
         >>> import bodyplan as bp
         >>> space = bp.Space(embed=bp.TokenEmbedding(vocab=16), width=bp.choice(8, 16),
-        ...                  body=bp.repeat(bp.Block(mixer=bp.Attention(heads=bp.choice(1, 2))), times=bp.integer(1, 3)),
+        ...                  body=bp.repeat(bp.Block(bp.Attention(heads=bp.choice(1, 2))), times=bp.integer(1, 3)),
         ...                  head=bp.LanguageHead(tied=True))
         >>> sweep = bp.Sweep(space, objectives=["parameters", "macs"], trials=5, tracking=False,
         ...                  directory=tempfile.mkdtemp(), quiet=True)
@@ -102,6 +102,7 @@ class Sweep:
         self._set_executor(executor, workers, order, in_flight, timeout, memory_gb)
         self.initial = checks.resolve_initial(initial, space)
         self.declared_reference = checks.resolve_reference(reference, self.objectives)
+        checks.check_tracking(tracking)
         self.tracking, self.optuna_storage = tracking, optuna_storage
         self.directory = _directory(directory)
         self.source: dict[str, str] | None = None   # the file and name it was launched from, for `bodyplan resume`
@@ -133,7 +134,9 @@ class Sweep:
 
     @property
     def executor_name(self) -> str:
-        return self.executor if isinstance(self.executor, str) else type(self.executor).__name__
+        if isinstance(self.executor, str):
+            return self.executor
+        return type(self.executor).__name__.removesuffix("Executor").lower()
 
     @property
     def needs_model(self) -> bool:
@@ -169,10 +172,13 @@ class Sweep:
             BodyplanError: the directory already holds a sweep (without `resume`), holds none or another one (with it),
                 or is being written by another process; a worker cannot start; training diverged.
         """
-        from .session import Session
+        from .session import Session, Surroundings
         from .stages import run_stages
 
-        with self._open(resume) as journal, Session(self, journal) as session:
+        if not resume:
+            check_free(self.directory)
+        surroundings = Surroundings(self)
+        with self._open(resume) as journal, Session(self, journal, surroundings) as session:
             return run_stages(session)
 
     def dry_run(self) -> Forecast:

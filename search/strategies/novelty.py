@@ -32,9 +32,9 @@ class Novelty:
         self._seen.add(genome.key)
 
     def take(self, draw: Callable[[], Genome], attempts: int) -> Genome | None:
-        """The first new genome among `attempts` draws, remembered, or None."""
+        """The first new genome among `attempts` draws of canonical ones, remembered, or None."""
         for _ in range(attempts):
-            genome = self.space.canonical(draw())
+            genome = draw()
             if genome not in self:
                 self.add(genome)
                 return genome

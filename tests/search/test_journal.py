@@ -112,7 +112,8 @@ def test_streams_are_kept_apart(tmp_path):
 
 def test_numbers_that_are_not_finite_become_null_and_numpy_becomes_plain(tmp_path):
     with Journal.create(tmp_path / "run") as journal:
-        journal.append("note", {"a": math.nan, "b": [math.inf, np.float64(2.5)], "c": np.arange(2), "d": np.float32("nan")})
+        journal.append("note", {"a": math.nan, "b": [math.inf, np.float64(2.5)], "c": np.arange(2),
+                                "d": np.float32("nan")})
         text = journal._connection.execute("SELECT body FROM events WHERE kind = 'note'").fetchone()[0]
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [None, 2.5], "c": [0, 1], "d": None}
 
