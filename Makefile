@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -c tests/pytest.ini --rootdir=tests --import-mode=importlib
 
-.PHONY: setup demo test test-contract test-kernels test-faults test-slow lint types bench screenshots clean
+.PHONY: setup demo test test-contract test-kernels test-faults test-slow lint types systems bench clean
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,9 @@ types: setup
 	rm -rf build dist .wheelcheck && $(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python -m pip install --quiet --no-deps --target .wheelcheck dist/*.whl
 	cd .wheelcheck && MYPYPATH=. ../$(BIN)/python -m mypy --config-file ../mypy.ini -p bodyplan
+
+systems: setup
+	$(BIN)/bodyplan systems --markdown > docs/systems.md
 
 bench: setup
 	$(BIN)/python -m bodyplan.experiments.benchmarks --out docs/benchmarks.md

@@ -167,7 +167,8 @@ class Architecture:
 
         if format not in ("text", "svg"):
             raise ValueError(f"format must be 'text' or 'svg': got {format!r}")
-        return drawing.draw_text(self.plan) if format == "text" else drawing.draw_svg(self.plan)
+        sizes = {name: declared.numel for name, declared in self.parameters.items()}
+        return drawing.draw_text(self.plan, sizes) if format == "text" else drawing.draw_svg(self.plan, sizes)
 
     def diff(self, other: Architecture) -> str:
         """What differs between two architectures, layer by layer."""

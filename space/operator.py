@@ -24,11 +24,12 @@ operators: Registry[type[Operator]] = Registry("operator")
 
 @dataclass(frozen=True)
 class Source:
-    """Where an operator comes from. `systems` are rows of the catalogue it realises."""
+    """Where an operator comes from. `systems` are rows of the catalogue it realises, `options` rows it does in part."""
 
     paper: str
     year: int
     systems: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class Operator:

@@ -59,7 +59,7 @@ class Loop:
     times: Any = 2
     lora_rank: Any = 0
     source: ClassVar[Source] = Source("Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
-                                      2024, ("S014",))
+                                      2024, options=("S014",))
 
     def check(self, where: str) -> None:
         if self.times < 1:
