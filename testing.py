@@ -128,7 +128,7 @@ def check_causality(config: Operator, width: int) -> None:
 
 @torch.no_grad()
 def check_streaming(config: Operator, width: int, tolerance: float = 1e-5) -> None:
-    """One call over all tokens, token by token, and any split in two give the same outputs and leave given states alone."""
+    """One call over all tokens, any split in two, and token by token give the same outputs; a given state stays."""
     module: Any = built(config, width)
     for length in LENGTHS:
         (x_BTD,) = example_inputs(config, width, length=length)
@@ -139,8 +139,8 @@ def check_streaming(config: Operator, width: int, tolerance: float = 1e-5) -> No
             cuts = [cut for cut in cuts if cut > 0]
             error = (_stepped(config, module, x_BTD, cuts) - whole).abs().max().item()
             scale = max(1.0, whole.abs().max().item())
-            _hold(error <= tolerance * scale, f"decoding {name} equals the prefill of {length} tokens to {tolerance:g}: "
-                                              f"{config} at width {width} differs by {error:.1e}")
+            _hold(error <= tolerance * scale, f"decoding {name} equals the prefill of {length} tokens to "
+                                              f"{tolerance:g}: {config} at width {width} differs by {error:.1e}")
 
 
 @torch.no_grad()
@@ -150,8 +150,8 @@ def check_pointwise(config: Operator, width: int, tolerance: float = 1e-5) -> No
     (x_BTD,) = example_inputs(config, width)
     alone = torch.cat([module(x_BTD[:, t:t + 1]) for t in range(x_BTD.shape[1])], dim=1)
     error = (module(x_BTD) - alone).abs().max().item()
-    _hold(error <= tolerance, f"an operator without step() works on each token alone: {config} at width {width} differs by "
-                              f"{error:.1e}; give its module init_state and step, or declare streaming = False")
+    _hold(error <= tolerance, f"an operator without step() works on each token alone: {config} at {width} differs "
+                              f"by {error:.1e}; give its module init_state and step, or declare streaming = False")
 
 
 def _stepped(config: Operator, module: Any, x_BTD: Tensor, cuts: Sequence[int]) -> Tensor:
@@ -216,8 +216,8 @@ def check_costs(config: Operator, width: int, length: int = 100) -> None:
         executed = _counted(lambda x_B1D: module.step(x_B1D, state), x_BTD[:, :1])
     declared = config.decode_macs(width, length)
     _hold(0.98 * executed <= declared <= 1.02 * executed + elementwise,
-          f"decode_macs() agrees with torch's counter: {config} at width {width} declares {declared:.0f} after {length} "
-          f"tokens and torch counts {executed:.0f}")
+          f"decode_macs() agrees with torch's counter: {config} at width {width} declares {declared:.0f} after "
+          f"{length} tokens and torch counts {executed:.0f}")
 
 
 def _counted(call: Callable[[Tensor], Any], x_BTD: Tensor) -> float:
@@ -276,9 +276,10 @@ def _check_member(config: Operator, width: int, stored: dict[str, Tensor], held:
         copies.get_parameter(name).data = taken[name].detach().clone()
     seen = functional_call(shell, views, inputs)
     y, own = functional_call(shell, taken, inputs), copies(*inputs)
-    _hold(torch.equal(y, own), f"taken weights compute what copies compute, bit for bit: {config} at width {width} differs")
-    _hold(torch.allclose(seen, own, rtol=1e-5, atol=1e-5), f"views compute what copies compute to 1e-5: {config} at "
-          f"width {width} differs by {(seen - own).abs().max():.1e}")
+    what = f"{config} at width {width}"
+    _hold(torch.equal(y, own), f"taken weights compute what copies compute, bit for bit: {what} differs")
+    _hold(torch.allclose(seen, own, rtol=1e-5, atol=1e-5), f"views compute what copies compute to 1e-5: {what} "
+                                                           f"differs by {(seen - own).abs().max():.1e}")
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
     parameters = dict(copies.named_parameters())
     if not parameters:
@@ -287,7 +288,7 @@ def _check_member(config: Operator, width: int, stored: dict[str, Tensor], held:
     shared = [stored[_address(name, declared[name])] for name in parameters]
     got = torch.autograd.grad((y * weight).sum(), shared, allow_unused=True)
     for name, mine, theirs in zip(parameters, wanted, got, strict=True):
-        _check_gradient(f"{name} of {config} at width {width}", mine, theirs,
+        _check_gradient(f"{name} of {what}", mine, theirs,
                         flat_indices(held[_address(name, declared[name])], declared[name]))
 
 
@@ -295,7 +296,7 @@ def _check_gradient(what: str, own: Tensor | None, shared: Tensor | None, indice
     _hold(own is not None and shared is not None, f"every parameter takes part: {what} has no gradient")
     assert own is not None and shared is not None
     flat = shared.flatten()
-    _hold(torch.equal(flat[indices], own.flatten()), f"gradients through a take equal those of a copy, bit for bit: {what}")
+    _hold(torch.equal(flat[indices], own.flatten()), f"gradients through a take equal those of a copy: {what}")
     rest = torch.ones_like(flat, dtype=torch.bool)
     rest[indices] = False
     _hold(not flat[rest].any(), f"entries that were not taken get no gradient: {what}")

@@ -19,15 +19,19 @@ from ..operator import Operator, Source
 __all__ = ["Attention", "CausalAttention"]
 
 
-def rotate(x_BTHP: Tensor, start: int, base: float) -> Tensor:
-    """Rotary positions over half-split pairs (Su et al., 2021); the first token stands at position `start`."""
-    half = x_BTHP.shape[-1] // 2
-    steps = torch.arange(half, device=x_BTHP.device, dtype=torch.float32)
-    position_T = torch.arange(start, start + x_BTHP.shape[1], device=x_BTHP.device, dtype=torch.float32)
+def rotation(start: int, length: int, half: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each [T, 1, half], of the rotary angles of positions start, start + 1, ... (Su et al., 2021)."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    steps = torch.arange(half, device=like.device, dtype=dtype)
+    position_T = torch.arange(start, start + length, device=like.device, dtype=dtype)
     angle_T1F = torch.outer(position_T, base ** (-steps / half))[:, None, :]
-    cos, sin = angle_T1F.cos().to(x_BTHP.dtype), angle_T1F.sin().to(x_BTHP.dtype)
-    a, b = x_BTHP[..., :half], x_BTHP[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return angle_T1F.cos().to(like.dtype), angle_T1F.sin().to(like.dtype)
+
+
+def rotate(x_BTHP: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + half) of each head by the angles of their positions."""
+    a, b = x_BTHP.chunk(2, dim=-1)
+    return torch.cat([a * cos_T1F - b * sin_T1F, b * cos_T1F + a * sin_T1F], dim=-1)
 
 
 class CausalAttention(nn.Module):
@@ -54,8 +58,9 @@ class CausalAttention(nn.Module):
         """Attend from T new tokens to the cached ones and themselves."""
         batch, length, _ = x_BTD.shape
         start = 0 if state is None else state["position"]
-        q_BTHP = rotate(self.query(x_BTD).view(batch, length, self.heads, self.head_dim), start, self.rope_base)
-        k_BSGP = rotate(self.key(x_BTD).view(batch, length, self.kv_heads, self.head_dim), start, self.rope_base)
+        cos_T1F, sin_T1F = rotation(start, length, self.head_dim // 2, self.rope_base, x_BTD)
+        q_BTHP = rotate(self.query(x_BTD).view(batch, length, self.heads, self.head_dim), cos_T1F, sin_T1F)
+        k_BSGP = rotate(self.key(x_BTD).view(batch, length, self.kv_heads, self.head_dim), cos_T1F, sin_T1F)
         v_BSGP = self.value(x_BTD).view(batch, length, self.kv_heads, self.head_dim)
         if state is not None:
             k_BSGP = torch.cat([state["key"], k_BSGP], dim=1)
@@ -68,13 +73,12 @@ class CausalAttention(nn.Module):
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
         new, seen = q_BTHP.shape[1], k_BSGP.shape[1]
-        group = self.heads // self.kv_heads
         q, k, v = q_BTHP.transpose(1, 2), k_BSGP.transpose(1, 2), v_BSGP.transpose(1, 2)
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        if self.window is None and new == seen:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        mask_TS = self.visible(new, seen, q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS).transpose(1, 2)
+        whole = self.window is None and new == seen
+        mask_TS = None if whole else self.visible(new, seen, q.device)
+        y_BHTP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS, is_causal=whole,
+                                                enable_gqa=self.heads != self.kv_heads)
+        return y_BHTP.transpose(1, 2)
 
     def visible(self, new: int, seen: int, device: torch.device) -> Tensor | None:
         """Which keys each query sees, aligned at the newest token; None when a single query sees all."""

@@ -1,4 +1,4 @@
-"""The checks that several operators share, in the words of one rule: what must hold, what was got, where, what to do."""
+"""Checks that several operators share. Their text: what must hold, where, what was got, what to do."""
 
 from __future__ import annotations
 

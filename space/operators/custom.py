@@ -97,8 +97,8 @@ class Custom(Operator):
                              f"{type(error).__name__}: {error}") from error
         got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         if got != list(shape):
-            raise ValueError(f"a custom module maps {list(shape)} to the same shape at {where}: {self.name} gave {got}; "
-                             "return one tensor (batch, tokens, width)")
+            raise ValueError(f"a custom module maps {list(shape)} to the same shape at {where}: {self.name} gave "
+                             f"{got}; return one tensor (batch, tokens, width)")
 
     def axes(self, width: int) -> dict[str, Param]:
         return dict(_declared(self.factory, width))

@@ -83,7 +83,8 @@ class PatchEmbedding(Operator):
     kind: ClassVar[str] = "embedding"
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
-    source: ClassVar[Source] = Source("An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2020)
+    source: ClassVar[Source] = Source("An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+                                      2020)
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -26,10 +26,10 @@ CHUNK = 32
 
 
 class GatedDeltaRule(nn.Module):
-    """Per head `S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t k_t v_t^T`, read by `q_t S_t`, normalised, gated, projected.
+    """Per head `S_t = a_t (I - b_t k_t^T k_t) S_{t-1} + b_t k_t^T v_t`, read as `q_t S_t`, normalised and gated.
 
-    One projection gives queries, keys and values, then the gate, the writing strengths b and the time steps of the decay
-    a, in this order. `conv` = 0 leaves the short convolution out.
+    One projection gives queries, keys and values, then the gate, the writing strengths b and the time steps of the
+    decay a, in this order. `conv` = 0 leaves the short convolution out.
     """
 
     def __init__(self, width: int, heads: int, key_dim: int, value_dim: int, conv: int, gate: bool, decay: bool,
@@ -84,7 +84,8 @@ class GatedDeltaRule(nn.Module):
         """-exp(A_log) softplus(dt + dt_bias), or nothing for a memory that does not fade."""
         if self.A_log is None:
             return dt_BTH.new_zeros(1, dt_BTH.shape[1], self.heads)
-        return -self.A_log.float().exp() * F.softplus(dt_BTH.float() + self.dt_bias)
+        dtype = torch.promote_types(dt_BTH.dtype, torch.float32)
+        return -self.A_log.to(dtype).exp() * F.softplus(dt_BTH.to(dtype) + self.dt_bias)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class GatedDeltaNet(Operator):
         declared = {"input.weight": param(keys + keys + values + gates + h + steps, d), "out.weight": param(d, values),
                     "norm.weight": param(axis("value_dim", value_dim), share="own", init="ones")}
         if self.conv:
-            declared["taps"] = param(keys + keys + values, axis("taps", self.conv, "trailing"), init=tap_init(self.conv))
+            taps = axis("taps", self.conv, "trailing")
+            declared["taps"] = param(keys + keys + values, taps, init=tap_init(self.conv))
         if self.decay:
             declared["A_log"] = param(h, share="own", init="a_log")
             declared["dt_bias"] = param(h, share="own", init="dt_bias")

@@ -84,7 +84,7 @@ class ClassScores(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierHead(Operator):
-    """Global average pooling (Network In Network, Lin et al., 2013), then one linear layer. (B, T, width) to (B, classes)."""
+    """Scores of `classes` from the mean over tokens: global average pooling (Network In Network, Lin et al., 2013)."""
 
     classes: Any
     kind: ClassVar[str] = "head"

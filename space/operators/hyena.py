@@ -28,9 +28,9 @@ BLOCK = 128
 class LongConvolution(nn.Module):
     """`v <- h_n * (x_n v)` for each filter, then `x_0 v`; one projection and a short convolution give v, x_0, x_1, ...
 
-    A filter is a network of sines of the distance times a window exp(-a t / reach), scaled to unit energy, plus a weight
-    on the token itself. Decoding has no finite state: it keeps all inputs of the long convolutions, and the filters,
-    computed a block of taps at a time.
+    A filter is a network of sines of the distance times a window exp(-a t / reach), scaled to unit energy, plus a
+    weight on the token itself. Decoding has no finite state: it keeps all inputs of the long convolutions, and the
+    filters, computed a block of taps at a time.
     """
 
     def __init__(self, width: int, order: int, filter_dim: int, bands: int, conv: int, reach: float, block: int = 128):

@@ -25,7 +25,7 @@ CHUNK = 32
 
 
 class StateSpaceDuality(nn.Module):
-    """Per head `S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T`, `y_t = C_t S_t + D x_t`, then a gated norm and a projection.
+    """Per head `S_t = exp(dt_t A) S_{t-1} + dt_t B_t^T x_t` and `y_t = C_t S_t + D x_t`, then a gated norm.
 
     One projection gives the gate z, then x, B and C, which pass a short convolution and SiLU, then the time steps dt.
     """
@@ -68,8 +68,9 @@ class StateSpaceDuality(nn.Module):
         x_BTHP = x.view(batch, length, self.heads, self.head_dim)
         b_BTGN = b.view(batch, length, self.groups, self.state_dim)
         c_BTGN = c.view(batch, length, self.groups, self.state_dim)
-        dt_BTH = F.softplus(dt_BTH.float() + self.dt_bias)
-        log_decay_BTH = -self.A_log.float().exp() * dt_BTH
+        dtype = torch.promote_types(dt_BTH.dtype, torch.float32)
+        dt_BTH = F.softplus(dt_BTH.to(dtype) + self.dt_bias)
+        log_decay_BTH = -self.A_log.to(dtype).exp() * dt_BTH
         written_BTHP = x_BTHP * dt_BTH[..., None].to(x_BTHP.dtype)
         if length == 1 and state is not None:
             y_BTHP, memory = linear_recurrence_step(c_BTGN, b_BTGN, written_BTHP, log_decay_BTH=log_decay_BTH,
@@ -120,19 +121,22 @@ class Mamba2(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         g, r = axis("groups", self.groups), axis("group_heads", self.heads(width) // self.groups)
-        d, inner, matrices = axis("width", width), g * r * axis("head_dim", self.head_dim), g * axis("state", self.state)
+        d, inner = axis("width", width), g * r * axis("head_dim", self.head_dim)
+        matrices = g * axis("state", self.state)
+        heads, channels = axis("heads", self.heads(width)), axis("channels", self.expand * width)
         declared = {"input.weight": param(inner + inner + matrices + matrices + g * r, d),
-                    "out.weight": param(d, inner), "norm": param(inner, share="own", init="ones"),
-                    "A_log": param(g * r, share="own", init="a_log"),
-                    "dt_bias": param(g * r, share="own", init="dt_bias"), "D": param(g * r, share="own", init="ones")}
+                    "out.weight": param(d, inner), "norm": param(channels, share="own", init="ones"),
+                    "A_log": param(heads, share="own", init="a_log"),
+                    "dt_bias": param(heads, share="own", init="dt_bias"), "D": param(heads, share="own", init="ones")}
         if self.conv:
-            channels = inner + matrices + matrices
-            declared["taps"] = param(channels, axis("taps", self.conv, "trailing"), init=tap_init(self.conv))
-            declared["bias"] = param(channels, init="zeros")
+            mixed = inner + matrices + matrices
+            declared["taps"] = param(mixed, axis("taps", self.conv, "trailing"), init=tap_init(self.conv))
+            declared["bias"] = param(mixed, init="zeros")
         return declared
 
     def build(self, width: int) -> nn.Module:
-        return StateSpaceDuality(width, self.heads(width), self.head_dim, self.state, self.groups, self.conv or 0, CHUNK)
+        return StateSpaceDuality(width, self.heads(width), self.head_dim, self.state, self.groups, self.conv or 0,
+                                 CHUNK)
 
     def macs(self, width: int, length: int) -> float:
         """Projections, convolution, and the products of the chunks the sequence is cut into."""
