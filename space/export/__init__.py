@@ -1,0 +1,17 @@
+"""Export: a folder that holds one found model and needs nothing but torch and safetensors.
+
+    folder       export(): what is written, atomically, and checked against the trained module
+    module_file  model.py: specialised classes, then one model class with every layer written out
+    skeleton     the parts that hold the operators together
+    record       with which numbers every module was constructed
+    collect      the source of the classes and functions in use
+    program, facts   that source parsed, and what is known about each expression
+    fold, signature, text   specialisation: branches and options that never vary are edited away
+    describe, card, selftest, render   words, model card, the folder's own test, layout of calls
+"""
+
+from __future__ import annotations
+
+from .folder import export
+
+__all__ = ["export"]
