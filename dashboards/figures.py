@@ -91,7 +91,8 @@ def hypervolume_figure(results: Results) -> go.Figure:
         return _empty(figure, "Hypervolume", "no reference point has been fixed yet")
     figure.update_xaxes(title_text="candidates evaluated", rangemode="tozero")
     figure.update_yaxes(title_text="hypervolume, more is better", exponentformat="SI")
-    return layout(figure, _volume_title(results), f"reference point, fixed before the search: {results.corner}", height=460)
+    return layout(figure, _volume_title(results), f"reference point, fixed before the search: {results.corner}",
+                  height=460)
 
 
 def fidelity_figure(results: Results) -> go.Figure:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -140,23 +141,30 @@ def _running_experiment(directory: Path) -> str | None:
 
 
 def _stored_experiment(directory: Path) -> str | None:
-    if not (directory / "mlflow.db").is_file():
-        return None
-    from ..search.runs import connect
-
-    found = connect(default_uri(directory)).search_experiments(filter_string=f"name = '{directory.name}'")
-    return str(found[0].experiment_id) if found else None
+    named = [experiment_id for experiment_id, name, _ in _experiments(directory) if name == directory.name]
+    return named[0] if named else None
 
 
 def _was_moved(directory: Path) -> bool:
-    if not (directory / "mlflow.db").is_file():
-        return False
-    from ..search.runs import connect
-
     expected = (directory / "mlartifacts").as_uri()
-    return any(experiment.artifact_location != expected
-               for experiment in connect(default_uri(directory)).search_experiments()
-               if experiment.experiment_id != "0")
+    return any(location != expected for _, _, location in _experiments(directory))
+
+
+def _experiments(directory: Path) -> list[tuple[str, str, str]]:
+    """Id, name and artifact location of the experiments in a sweep's own store; none while it is being made.
+
+    Read with sqlite3, since MLflow keeps the files it has opened open, and this one may be set aside.
+    """
+    path = directory / "mlflow.db"
+    if not path.is_file():
+        return []
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            rows = database.execute("SELECT experiment_id, name, artifact_location FROM experiments "
+                                    "WHERE experiment_id != 0 AND lifecycle_stage = 'active'").fetchall()
+        except sqlite3.OperationalError:
+            return []
+    return [(str(experiment_id), name, location) for experiment_id, name, location in rows]
 
 
 @contextlib.contextmanager
