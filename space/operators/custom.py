@@ -148,8 +148,9 @@ def _stable(value: Any) -> str:
     return getattr(value, "__qualname__", None) or repr(value)
 
 
+@lru_cache(maxsize=256)
 def _probe(factory: Callable[[int], Any], width: int) -> nn.Module | None:
-    """The module without values, None where the factory refuses this width."""
+    """The module without values, None where the factory refuses this width; shared, so only to be looked at."""
     try:
         with torch.device("meta"):
             made = factory(width)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.long_conv.fft import fft_long_conv, long_conv_step
@@ -50,7 +51,8 @@ class LongConvolution(nn.Module):
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Tensor]:
         branches, conv = self.taps.shape
         state = {"past": torch.zeros(batch, conv - 1, branches, dtype=dtype, device=device),
-                 "filter": torch.zeros(0, self.filters, self.width, dtype=dtype, device=device)}
+                 "filter": torch.zeros(0, self.filters, self.width, device=device,
+                                       dtype=torch.promote_types(dtype, torch.float32))}
         for n in range(self.filters):
             state[f"inputs_{n}"] = torch.zeros(batch, 0, self.width, dtype=dtype, device=device)
         return state
@@ -77,21 +79,24 @@ class LongConvolution(nn.Module):
         return self.out(out_gate_BTD * v_BTD), new_state
 
     def filter_taps(self, needed: int, known_LND: Tensor | None) -> Tensor:
-        """The first `needed` taps and the rest of their block, computing those that are not known yet."""
+        """The first `needed` taps and the rest of their block, computing those that are not known yet.
+
+        In float32 at least: positions above 256 and sines of large angles have no meaning in half precision.
+        """
         start = 0 if known_LND is None else known_LND.shape[0]
         if known_LND is not None and start >= needed:
             return known_LND
         end = self.block * math.ceil(needed / self.block)
-        weight = self.response.weight
-        time_L1 = torch.arange(start, end, device=weight.device, dtype=weight.dtype)[:, None] / self.reach
-        cycles_E = 2 * math.pi * torch.arange(1, self.bands + 1, device=weight.device, dtype=weight.dtype)
-        angle_LE = time_L1 * cycles_E
+        device, dtype = self.skip.device, torch.promote_types(self.skip.dtype, torch.float32)
+        time_L1 = torch.arange(start, end, device=device, dtype=dtype)[:, None] / self.reach
+        angle_LE = time_L1 * (2 * math.pi * torch.arange(1, self.bands + 1, device=device, dtype=dtype))
         h_LF = torch.cat([time_L1, angle_LE.cos(), angle_LE.sin()], dim=-1)
         for layer in self.sines:
-            h_LF = torch.sin(self.frequency * layer(h_LF))
-        rate_ND = self.log_rate.exp()
+            h_LF = torch.sin(self.frequency * F.linear(h_LF, layer.weight.to(dtype), layer.bias.to(dtype)))
+        rate_ND = self.log_rate.to(dtype).exp()
         window_LND = torch.sqrt(2 * rate_ND / self.reach) * torch.exp(-rate_ND * time_L1[..., None])
-        filter_LND = self.response(h_LF).unflatten(-1, (self.filters, self.width)) * window_LND
+        h_LND = F.linear(h_LF, self.response.weight.to(dtype)).unflatten(-1, (self.filters, self.width))
+        filter_LND = h_LND * window_LND
         if known_LND is not None and start:
             return torch.cat([known_LND, filter_LND])
         return torch.cat([filter_LND[:1] + self.skip, filter_LND[1:]])

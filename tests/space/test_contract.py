@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bodyplan as bp
 import pytest
 import torch
-
-import bodyplan as bp
 from bodyplan.space.axes import Param, axis, param
 from bodyplan.space.operator import Operator, Source, operators
-from bodyplan.testing import check_causality, check_costs, check_declaration, check_operator, check_pointwise, check_state
+from bodyplan.testing import (
+    check_causality,
+    check_costs,
+    check_declaration,
+    check_operator,
+    check_pointwise,
+    check_state,
+)
 
 torch.set_num_threads(1)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
+import bodyplan as bp
 import pytest
 import torch
 import torch.nn.functional as F
-
-import bodyplan as bp
 from bodyplan.testing import check_reference
 
 torch.set_num_threads(1)
