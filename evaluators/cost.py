@@ -1,0 +1,201 @@
+"""Multiply-adds of one forward pass by two counters that know nothing of each other, nor of
+`Architecture.cost`.
+
+`macs_flop_counter` watches the operations torch executes. `macs_thop` adds up modules: thop knows `nn.Linear`
+and the like, and for what a module computes outside its children there is a formula here, by the name of its
+class. Both count multiply-adds of matrix products and convolutions (a transform's operations by two to one),
+not element-wise work. Attention counts the visible query-key pairs, not the full square.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..registry import Registry
+
+__all__ = ["functional_macs", "macs_flop_counter", "macs_thop"]
+
+aten = torch.ops.aten
+Formula = Callable[[nn.Module, tuple[Any, ...], Any], float]
+functional_macs: Registry[Formula] = Registry("MAC formula")
+
+
+def macs_flop_counter(module: nn.Module, *example: Tensor) -> float:
+    """Multiply-adds of `module(*example)` as torch executes it, by operation.
+
+    Adds to torch's own table what it lacks: attention on a CPU, transforms, triangular solves.
+    """
+    extra = {aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
+             aten._scaled_dot_product_flash_attention: _raw(_attention_flops),
+             aten._scaled_dot_product_efficient_attention: _raw(_biased_attention_flops),
+             aten._scaled_dot_product_cudnn_attention: _raw(_biased_attention_flops),
+             aten._fft_r2c: _transform_flops, aten._fft_c2r: _inverse_transform_flops,
+             aten.linalg_solve_triangular: _triangular_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
+        module(*example)
+    return float(counter.get_total_flops()) / 2
+
+
+def macs_thop(module: nn.Module, *example: Tensor) -> float:
+    """Multiply-adds of `module(*example)` added up over its modules by thop and by `functional_macs`.
+
+    A copy is profiled: thop leaves buffers behind, which would end up in checkpoints. A class of your own
+    that computes products outside its children registers a formula `(module, inputs, output) -> MACs` in
+    `functional_macs`.
+    """
+    from thop import profile
+
+    profiled = copy.deepcopy(module)
+    known = set(functional_macs.names())
+    for part in profiled.modules():
+        if type(part).__name__ in known:
+            part.register_forward_hook(_adding(functional_macs.get(type(part).__name__)))
+    total, _ = profile(profiled, inputs=example, verbose=False)
+    return float(total)
+
+
+def _adding(formula: Formula) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        module.total_ops += formula(module, inputs, output)      # the buffer thop adds up, children included
+    return hook
+
+
+def _raw(formula: Callable[..., int]) -> Callable[..., int]:
+    """Have torch's counter hand over tensors, not shapes: what a mask hides is in its values."""
+    formula._get_raw = True                                                                # type: ignore[attr-defined]
+    return formula
+
+
+def _pairs(query: Tensor, key: Tensor, is_causal: bool, mask: Tensor | None) -> int:
+    """Query-key pairs over all heads and sequences that are not masked."""
+    batch, heads, new = query.shape[:3]
+    seen = key.shape[2]
+    if mask is not None:
+        visible = mask if mask.dtype == torch.bool else mask > -math.inf
+        return int(visible.expand(batch, heads, new, seen).sum())
+    # torch aligns a causal mask at the first key: query i sees keys 0 to i.
+    one = sum(min(i + 1, seen) for i in range(new)) if is_causal else new * seen
+    return batch * heads * one
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
+                     *_: Any, attn_mask: Tensor | None = None, **__: Any) -> int:
+    return 2 * _pairs(query, key, is_causal, attn_mask) * (query.shape[-1] + value.shape[-1])
+
+
+def _biased_attention_flops(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None,
+                            compute_log_sumexp: bool = False, dropout_p: float = 0.0, is_causal: bool = False,
+                            *_: Any, **__: Any) -> int:
+    return 2 * _pairs(query, key, is_causal, attn_bias) * (query.shape[-1] + value.shape[-1])
+
+
+def _real_transforms(points: int, count: int) -> float:
+    """2.5 n log2 n operations for each of `count` real transforms of n points (FFTW's convention, halved for
+    real).
+    """
+    return 2.5 * points * math.log2(points) * count
+
+
+def _transform_flops(shape: Any, dims: Any, *_: Any, **__: Any) -> float:
+    points = math.prod(shape[d] for d in dims)
+    return _real_transforms(points, math.prod(shape) // points)
+
+
+def _inverse_transform_flops(shape: Any, dims: Any, *_: Any, out_shape: Any = None, **__: Any) -> float:
+    points = math.prod(out_shape[d] for d in dims)
+    return _real_transforms(points, math.prod(out_shape) // points)
+
+
+def _triangular_flops(matrix: Any, right: Any, *_: Any, left: bool = True, **__: Any) -> int:
+    """Half of the square times every column of the right-hand side, a multiply-add each."""
+    size = matrix[-1]
+    return size * size * (math.prod(right) // size)
+
+
+def _half_square(length: int, window: int | None) -> int:
+    """Pairs (query, key) with the key at most `window` - 1 before the query and never after it."""
+    return sum(min(i + 1, window or length) for i in range(length))
+
+
+@functional_macs.register("CausalAttention")
+def _attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, length = inputs[0].shape[:2]
+    return float(2 * batch * module.heads * module.head_dim * _half_square(length, module.window))
+
+
+@functional_macs.register("StateSpaceDuality")
+def _state_space(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Inside the chunks scores and what they read; between them what is added to the states and read from
+    them.
+    """
+    batch, length = inputs[0].shape[:2]
+    chunks, size = _chunks(length, module.chunk)
+    values, keys = module.head_dim, module.state_dim
+    inside, between = size * size * (keys + values), 2 * size * keys * values
+    return float(batch * (_taps(module, length) + chunks * module.heads * (inside + between)))
+
+
+@functional_macs.register("GatedDeltaRule")
+def _delta_rule(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The solve gives the matrix M of a chunk; M, keys and values give what the chunk does to its starting
+    state.
+    """
+    batch, length = inputs[0].shape[:2]
+    chunks, size = _chunks(length, module.chunk)
+    keys, values = module.key_dim, module.value_dim
+    square = size * size
+    solved = square * keys + square * size / 2 + square * keys               # K K^T, M, K^T M
+    states = size * keys * (values + keys) + keys * keys * values            # what is added, erased, carried on
+    outputs = size * keys * values + square * (values + keys + values)       # K S, M (V - K S), Q K^T, and its reading
+    read = size * keys * values                                              # Q S
+    return float(batch * (_taps(module, length) + chunks * module.heads * (solved + states + outputs + read)))
+
+
+@functional_macs.register("LongConvolution")
+def _long_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Three transforms per filter and channel (inputs and product per sequence, the filter once), and the
+    network.
+
+    The layers of the filter network are called by their weights, so thop does not see them.
+    """
+    batch, length = inputs[0].shape[:2]
+    transforms = module.filters * module.width * (2 * batch + 1)
+    network = sum(layer.weight.numel() for layer in (*module.sines, module.response))
+    taps = module.block * math.ceil(length / module.block)
+    return batch * _taps(module, length) + taps * network + _real_transforms(2 * length, transforms) / 2
+
+
+@functional_macs.register("GatedShortConvolution")
+def _short_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, length = inputs[0].shape[:2]
+    return float(batch * _taps(module, length))
+
+
+@functional_macs.register("TokenLogits")
+@functional_macs.register("TiedLogits")
+def _logits(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(inputs[0].numel() * output.shape[-1])
+
+
+@functional_macs.register("LowRank")
+def _low_rank(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The product of one iteration's pair."""
+    return float(output.numel() * module.A.shape[1])
+
+
+def _chunks(length: int, most: int) -> tuple[int, int]:
+    """How many chunks of which size a sequence is cut into."""
+    chunks = math.ceil(length / most)
+    return chunks, math.ceil(length / chunks)
+
+
+def _taps(module: Any, length: int) -> int:
+    """The short convolution, depthwise."""
+    return 0 if module.taps is None else length * module.taps.numel()

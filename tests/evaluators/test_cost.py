@@ -1,0 +1,116 @@
+"""Declared costs against two independent counters, for every operator and for whole models."""
+
+import bodyplan as bp
+import pytest
+import torch
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
+from bodyplan.space.operator import operators
+from torch import nn
+from torch.nn import functional as F
+
+WIDTH = 32
+
+CASES = {
+    "attention": bp.Attention(heads=4),
+    "grouped attention": bp.Attention(heads=4, kv_heads=2, head_dim=6),
+    "windowed attention": bp.Attention(heads=2, window=16),
+    "gated delta": bp.GatedDeltaNet(heads=2),
+    "delta without convolution or gate": bp.GatedDeltaNet(heads=2, conv=None, gate=False, decay=False),
+    "delta with wide values": bp.GatedDeltaNet(heads=1, head_dim=8, expand_v=2),
+    "mamba-2": bp.Mamba2(state=16, head_dim=16),
+    "mamba-2 with groups": bp.Mamba2(state=8, head_dim=8, groups=2, conv=None),
+    "hyena": bp.Hyena(),
+    "hyena of order 3": bp.Hyena(order=3, filter_dim=16, bands=4),
+    "short convolution": bp.ShortConv(kernel=3),
+    "swiglu": bp.SwiGLU(ratio=2),
+    "mlp": bp.MLP(ratio=3, activation="squared_relu"),
+}
+
+
+def model_of(mixer, channel=None, recursion=None, embed=None, head=None):
+    space = bp.Space(embed=embed or bp.TokenEmbedding(vocab=50), width=WIDTH,
+                     body=bp.repeat(bp.Block(mixer=mixer, channel=channel or bp.SwiGLU()), times=2),
+                     recursion=recursion or bp.Once(), head=head or bp.LanguageHead(tied=True))
+    return space.sample(0)
+
+
+def ids(length):
+    return torch.randint(50, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def build(operator):
+    module = operator.build(WIDTH)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@pytest.mark.parametrize("length", [40, 64])
+@pytest.mark.parametrize("name", CASES)
+def test_thop_and_torch_agree_on_every_operator(name, length):
+    module, x = build(CASES[name]), torch.randn(1, length, WIDTH)
+    assert macs_thop(module, x) == pytest.approx(macs_flop_counter(module, x), rel=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 40, 64])
+@pytest.mark.parametrize("name", CASES)
+def test_the_declaration_is_what_is_counted(name, length):
+    module, x = build(CASES[name]), torch.randn(1, length, WIDTH)
+    assert CASES[name].macs(WIDTH, length) == pytest.approx(macs_thop(module, x), rel=1e-9)
+
+
+def test_every_mixer_and_channel_has_a_case():
+    ours = {name for name in operators.names() if operators.get(name).__module__.startswith("bodyplan.")
+            and operators.get(name).kind in ("mixer", "channel")}
+    assert ours - {"Custom", "Identity"} <= {type(operator).__name__ for operator in CASES.values()}
+
+
+@pytest.mark.parametrize("recursion", [bp.Once(), bp.Loop(times=2), bp.Loop(times=3, lora_rank=2)], ids=repr)
+@pytest.mark.parametrize("name", CASES)
+def test_all_three_agree_on_whole_models_looped_or_not(name, recursion):
+    parts = {"mixer": bp.Identity(), "channel": bp.MLP(), CASES[name].kind: CASES[name]}
+    architecture = model_of(**parts, recursion=recursion)
+    model, declared = architecture.build(), architecture.cost(64).macs
+    assert macs_thop(model, ids(64)) == pytest.approx(macs_flop_counter(model, ids(64)), rel=1e-9)
+    assert declared == pytest.approx(macs_thop(model, ids(64)), rel=1e-9)
+
+
+def test_they_agree_on_image_models():
+    architecture = model_of(bp.Identity(), embed=bp.PatchEmbedding(patch=4, channels=3, image=(8, 12)),
+                            head=bp.ClassifierHead(classes=5), channel=bp.MLP())
+    pixels = torch.randn(1, 3, 8, 12)
+    declared = architecture.cost(length=6).macs
+    assert macs_flop_counter(architecture.build(), pixels) == macs_thop(architecture.build(), pixels) == declared
+
+
+def test_the_declared_parameters_are_those_of_the_module():
+    for operator in CASES.values():
+        declared = sum(p.numel for p in operator.axes(WIDTH).values())
+        assert declared == sum(p.numel() for p in operator.build(WIDTH).parameters())
+
+
+def test_profiling_leaves_the_module_as_it_was():
+    model = model_of(bp.Attention(heads=2)).build()
+    before, mode = list(model.state_dict()), model.training
+    macs_thop(model, ids(8))
+    macs_flop_counter(model, ids(8))
+    assert list(model.state_dict()) == before and model.training == mode
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "float"])
+def test_attention_counts_the_visible_pairs(mask):
+    class Attend(nn.Module):
+        def forward(self, q, k, v):
+            lower = torch.ones(7, 7, dtype=torch.bool).tril()
+            given = {"none": {}, "causal": {"is_causal": True}, "bool": {"attn_mask": lower},
+                     "float": {"attn_mask": torch.zeros(7, 7).masked_fill(~lower, -torch.inf)}}[mask]
+            return F.scaled_dot_product_attention(q, k, v, **given)
+
+    q = torch.randn(2, 3, 7, 4)
+    pairs = 49 if mask == "none" else 28
+    assert macs_flop_counter(Attend(), q, q, q) == 2 * 3 * pairs * (4 + 4)
+
+
+def test_a_plain_module_is_counted_by_its_layers():
+    assert macs_thop(nn.Linear(6, 4), torch.randn(5, 6)) == macs_flop_counter(nn.Linear(6, 4), torch.randn(5, 6)) == 120
