@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Axis", "Dim", "Init", "Param", "axis", "flat_indices", "largest", "param", "take"]
+__all__ = ["Axis", "Dim", "Init", "Param", "axis", "flat_indices", "largest", "param", "take", "take_steps"]
 
 Select = Literal["leading", "trailing", "centre"] | tuple[int, ...]
 
@@ -135,7 +135,7 @@ def take(stored: Tensor, held: Param, wanted: Param) -> Tensor:
     Raises ValueError when an axis of `wanted` is larger than what is held.
     """
     result = stored
-    for step in _steps(held, wanted):
+    for step in take_steps(held, wanted):
         result = step(result)
     return result
 
@@ -148,7 +148,8 @@ def flat_indices(held: Param, wanted: Param) -> Tensor:
 
 
 @lru_cache(maxsize=65536)
-def _steps(held: Param, wanted: Param) -> tuple[Callable[[Tensor], Tensor], ...]:
+def take_steps(held: Param, wanted: Param) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """The tensor operations of a `take`, in order; none when everything is taken."""
     steps = []
     for d, (have, want) in enumerate(zip(held.dims, wanted.dims, strict=True)):
         steps.extend(_dim_steps(d, have, want))

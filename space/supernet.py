@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .architecture import Architecture, axes_of, lora_params, weight_address
-from .axes import Param, flat_indices, largest, take
+from .axes import Param, flat_indices, largest, take, take_steps
 from .model import SequenceModel, initialise
 from .plan import Loop
 from .spec import variants
@@ -128,6 +128,9 @@ class Subnet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._hidden = (net, architecture.build(device="meta"))     # a tuple, so that nothing registers as a child
+        declared = architecture.parameters
+        self._takes = [(name, net.tensors[address], take_steps(net.held[address], declared[name]))
+                       for name, address in architecture.weight_addresses.items()]
 
     @property
     def net(self) -> Supernet:
@@ -139,7 +142,12 @@ class Subnet(nn.Module):
         return self._hidden[1]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        weights = dict(self.net.taken(self.architecture))
+        weights: dict[str, Tensor] = {}
+        for name, tensor, steps in self._takes:
+            taken: Tensor = tensor
+            for step in steps:
+                taken = step(taken)
+            weights[name] = taken
         return functional_call(self.module, weights, inputs, tie_weights=False)         # type: ignore[no-any-return]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
