@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from .space.operator import Operator
 __all__ = ["built", "check_causality", "check_costs", "check_declaration", "check_elasticity", "check_operator",
            "check_pointwise", "check_reference", "check_state", "check_streaming", "example_inputs"]
 
-Reference = Callable[[dict[str, Tensor], Any, Tensor], Tensor]
+Reference = Callable[[Mapping[str, Tensor], Any, Tensor], Tensor]
 LENGTHS = (1, 2, 17, 70)
 
 
@@ -227,7 +227,7 @@ def _counted(call: Callable[[Tensor], Any], x_BTD: Tensor) -> float:
             aten.linalg_solve_triangular: lambda a, b, *_, **__: math.prod(b) * a[-1]}
     with FlopCounterMode(display=False, custom_mapping=also) as counter:
         call(x_BTD)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)
 
 
 def _transform(shape: Sequence[int], dim: Sequence[int]) -> float:
@@ -318,7 +318,7 @@ def check_reference(config: Operator, width: int, reference: Reference, toleranc
             _close(f"gradients of {config} at width {width}, {length} tokens, to {name}", mine, wanted, 10 * tolerance)
 
 
-def _gradients(output: Tensor, leaves: dict[str, Tensor]) -> Iterator[Tensor]:
+def _gradients(output: Tensor, leaves: Mapping[str, Tensor]) -> Iterator[Tensor]:
     yield from torch.autograd.grad(output.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
 
 

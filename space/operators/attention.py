@@ -103,7 +103,8 @@ class Attention(Operator):
     head_dim: Any = None
     window: Any = None
     rope_base: float = 10000.0
-    source: ClassVar[Source] = Source("GQA: Training Generalized Multi-Query Transformer Models", 2023)
+    source: ClassVar[Source] = Source("GQA: Training Generalized Multi-Query Transformer Models from Multi-Head "
+                                      "Checkpoints", 2023, options=("S281",))
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(kv_heads, queries per key, head_dim) with defaults filled in."""
@@ -149,11 +150,12 @@ class Attention(Operator):
 
     def macs(self, width: int, length: int) -> float:
         """Projections, plus scores and values over the visible pairs only."""
-        return self.matrix_numel(width) * length + 2 * self.heads * self.sizes(width)[2] * self.visible_pairs(length)
+        pairs = 2 * self.heads * self.sizes(width)[2] * self.visible_pairs(length)
+        return float(self.matrix_numel(width) * length + pairs)
 
     def decode_macs(self, width: int, length: int) -> float:
         seen = length + 1 if self.window is None else min(length + 1, self.window)
-        return self.matrix_numel(width) + 2 * self.heads * self.sizes(width)[2] * seen
+        return float(self.matrix_numel(width) + 2 * self.heads * self.sizes(width)[2] * seen)
 
     def state_numel(self, width: int, length: int) -> int:
         kv_heads, _, head_dim = self.sizes(width)

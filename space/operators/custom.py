@@ -215,7 +215,7 @@ def _macs(factory: Callable[[int], Any], width: int, length: int, decode: bool) 
             module.step(x_BTD, state)
         else:
             _run(module, factory, width, x_BTD)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)
 
 
 def _state_after(factory: Callable[[int], Any], width: int, length: int) -> dict[str, Any]:

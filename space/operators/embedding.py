@@ -67,7 +67,8 @@ class ImagePatches(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         patches_BPT = F.unfold(pixels_BCHW, self.patch, stride=self.patch)
-        return self.projection(patches_BPT.transpose(1, 2)) + self.position.flatten(0, 1)
+        x_BTD: Tensor = self.projection(patches_BPT.transpose(1, 2))
+        return x_BTD + self.position.flatten(0, 1)
 
 
 @dataclass(frozen=True)

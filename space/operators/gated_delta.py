@@ -62,7 +62,7 @@ class GatedDeltaRule(nn.Module):
         new_state = {}
         if self.taps is not None:
             mixed_BTM, new_state["past"] = causal_conv(mixed_BTM, self.taps, None if state is None else state["past"])
-        qk, v = F.silu(mixed_BTM).split([2 * self.heads * self.key_dim, self.heads * self.value_dim], dim=-1)
+        qk, v = torch.split(F.silu(mixed_BTM), [2 * self.heads * self.key_dim, self.heads * self.value_dim], dim=-1)
         qk_BT2HK = qk.view(batch, length, 2, self.heads, self.key_dim)
         qk_BT2HK = qk_BT2HK * torch.rsqrt(qk_BT2HK.square().sum(-1, keepdim=True) + 1e-6)
         q_BTHK, k_BTHK = qk_BT2HK.unbind(2)
@@ -82,7 +82,7 @@ class GatedDeltaRule(nn.Module):
 
     def log_decay(self, dt_BTH: Tensor) -> Tensor:
         """-exp(A_log) softplus(dt + dt_bias), or nothing for a memory that does not fade."""
-        if self.A_log is None:
+        if self.A_log is None or self.dt_bias is None:
             return dt_BTH.new_zeros(1, dt_BTH.shape[1], self.heads)
         dtype = torch.promote_types(dt_BTH.dtype, torch.float32)
         return -self.A_log.to(dtype).exp() * F.softplus(dt_BTH.to(dtype) + self.dt_bias)
@@ -105,7 +105,8 @@ class GatedDeltaNet(Operator):
     gate: Any = True
     allow_neg_eigval: Any = False
     decay: Any = True
-    source: ClassVar[Source] = Source("Gated Delta Networks: Improving Mamba2 with Delta Rule", 2024, ("S248",))
+    source: ClassVar[Source] = Source("Gated Delta Networks: Improving Mamba2 with Delta Rule", 2024,
+                                      options=("S248",))
 
     def sizes(self, width: int) -> tuple[int, int]:
         """Key and value size of a head."""
@@ -144,7 +145,7 @@ class GatedDeltaNet(Operator):
 
     def _conv_numel(self, width: int) -> int:
         key_dim, value_dim = self.sizes(width)
-        return self.heads * (2 * key_dim + value_dim) * (self.conv or 0)
+        return int(self.heads * (2 * key_dim + value_dim) * (self.conv or 0))
 
     def macs(self, width: int, length: int) -> float:
         """Projections, convolution, and the products of the chunks the sequence is cut into."""
@@ -153,15 +154,15 @@ class GatedDeltaNet(Operator):
         size = -(-length // chunks)
         inside = size * size * (2 * key_dim + value_dim + (key_dim + value_dim) / 2)
         between = size * key_dim * (3 * value_dim + 2 * key_dim) + key_dim * key_dim * value_dim
-        return (length * (self.matrix_numel(width) + self._conv_numel(width))
-                + chunks * self.heads * (inside + between))
+        return float(length * (self.matrix_numel(width) + self._conv_numel(width))
+                     + chunks * self.heads * (inside + between))
 
     def decode_macs(self, width: int, length: int) -> float:
         """Projections, convolution, and three passes over the memory: fade and answer, write, read."""
         key_dim, value_dim = self.sizes(width)
-        return self.matrix_numel(width) + self._conv_numel(width) + 3 * self.heads * key_dim * value_dim
+        return float(self.matrix_numel(width) + self._conv_numel(width) + 3 * self.heads * key_dim * value_dim)
 
     def state_numel(self, width: int, length: int) -> int:
         key_dim, value_dim = self.sizes(width)
         past = max((self.conv or 1) - 1, 0) * self.heads * (2 * key_dim + value_dim)
-        return self.heads * key_dim * value_dim + past
+        return int(self.heads * key_dim * value_dim + past)

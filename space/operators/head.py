@@ -79,7 +79,8 @@ class ClassScores(nn.Module):
         self.scores = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.scores(x_BTD.mean(dim=1))
+        scores_BK: Tensor = self.scores(x_BTD.mean(dim=1))
+        return scores_BK
 
 
 @dataclass(frozen=True)

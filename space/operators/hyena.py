@@ -40,8 +40,9 @@ class LongConvolution(nn.Module):
         branches = (order + 1) * width
         self.input = nn.Linear(width, branches, bias=False)
         self.taps = nn.Parameter(torch.empty(branches, conv))
-        self.sines = nn.ModuleList([nn.Linear(1 + 2 * bands, filter_dim), nn.Linear(filter_dim, filter_dim),
-                                    nn.Linear(filter_dim, filter_dim)])
+        self.sine_0 = nn.Linear(1 + 2 * bands, filter_dim)
+        self.sine_1 = nn.Linear(filter_dim, filter_dim)
+        self.sine_2 = nn.Linear(filter_dim, filter_dim)
         self.frequency = nn.Parameter(torch.empty(filter_dim))
         self.response = nn.Linear(filter_dim, self.filters * width, bias=False)
         self.log_rate = nn.Parameter(torch.empty(self.filters, width))
@@ -63,7 +64,7 @@ class LongConvolution(nn.Module):
     def step(self, x_BTD: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         length = x_BTD.shape[1]
         u_BTM, past = causal_conv(self.input(x_BTD), self.taps, None if state is None else state["past"])
-        v_BTD, out_gate_BTD, *gates = u_BTM.split(self.width, dim=-1)
+        v_BTD, out_gate_BTD, *gates = torch.split(u_BTM, self.width, dim=-1)
         seen = length if state is None else length + state["inputs_0"].shape[1]
         filter_LND = self.filter_taps(seen, None if state is None else state["filter"])
         new_state = {"past": past, "filter": filter_LND}
@@ -91,11 +92,11 @@ class LongConvolution(nn.Module):
         time_L1 = torch.arange(start, end, device=device, dtype=dtype)[:, None] / self.reach
         angle_LE = time_L1 * (2 * math.pi * torch.arange(1, self.bands + 1, device=device, dtype=dtype))
         h_LF = torch.cat([time_L1, angle_LE.cos(), angle_LE.sin()], dim=-1)
-        for layer in self.sines:
+        for layer in (self.sine_0, self.sine_1, self.sine_2):
             h_LF = torch.sin(self.frequency * F.linear(h_LF, layer.weight.to(dtype), layer.bias.to(dtype)))
         rate_ND = self.log_rate.to(dtype).exp()
         window_LND = torch.sqrt(2 * rate_ND / self.reach) * torch.exp(-rate_ND * time_L1[..., None])
-        h_LND = F.linear(h_LF, self.response.weight.to(dtype)).unflatten(-1, (self.filters, self.width))
+        h_LND = F.linear(h_LF, self.response.weight.to(dtype)).view(-1, self.filters, self.width)
         filter_LND = h_LND * window_LND
         if known_LND is not None and start:
             return torch.cat([known_LND, filter_LND])
@@ -122,7 +123,8 @@ class Hyena(Operator):
     conv: Any = 3
     reach: Any = 512
     causal_to_the_bit: ClassVar[bool] = False      # a transform rounds by the whole sequence
-    source: ClassVar[Source] = Source("Hyena Hierarchy: Towards Larger Convolutional Language Models", 2023)
+    source: ClassVar[Source] = Source("Hyena Hierarchy: Towards Larger Convolutional Language Models", 2023,
+                                      options=("S300",))
 
     def check(self, width: int, where: str) -> None:
         require_whole("order", self.order, where, low=2, instead="use ShortConv for no long convolution")
@@ -141,12 +143,12 @@ class Hyena(Operator):
             "log_rate": param(filters, channels, init=Init("uniform", low=math.log(3.0), high=math.log(15.0))),
             "skip": param(filters, channels, init=Init("normal", gain=1.0)),
             "out.weight": param(d, channels),
-            "sines.0.weight": param(f, axis("time", 1) + bands + bands),
+            "sine_0.weight": param(f, axis("time", 1) + bands + bands),
         }
         for layer in range(3):
-            declared[f"sines.{layer}.bias"] = param(f, init=phase)
+            declared[f"sine_{layer}.bias"] = param(f, init=phase)
             if layer:
-                declared[f"sines.{layer}.weight"] = param(f, axis("filter_in", self.filter_dim))
+                declared[f"sine_{layer}.weight"] = param(f, axis("filter_in", self.filter_dim))
         return declared
 
     def build(self, width: int) -> nn.Module:
@@ -154,25 +156,25 @@ class Hyena(Operator):
 
     def _token_macs(self, width: int) -> int:
         """Projections and the short convolution."""
-        return (self.order + 2) * width * width + (self.order + 1) * width * self.conv
+        return int((self.order + 2) * width * width + (self.order + 1) * width * self.conv)
 
     def _tap_macs(self, width: int) -> int:
         """One tap of every filter."""
         f = self.filter_dim
-        return f * (1 + 2 * self.bands) + 2 * f * f + f * (self.order - 1) * width
+        return int(f * (1 + 2 * self.bands) + 2 * f * f + f * (self.order - 1) * width)
 
     def macs(self, width: int, length: int) -> float:
         """Projections, the filter network, and three transforms per filter of 2.5 n log2 n operations (n = 2 length),
         two operations to a multiply-add."""
         transforms = 3 * (self.order - 1) * width * 1.25 * 2 * length * math.log2(2 * length)
         taps = BLOCK * math.ceil(length / BLOCK)
-        return length * self._token_macs(width) + taps * self._tap_macs(width) + transforms
+        return float(length * self._token_macs(width) + taps * self._tap_macs(width) + transforms)
 
     def decode_macs(self, width: int, length: int) -> float:
         """Projections, one product per kept input, and one tap of the filters, which are computed by blocks."""
-        return self._token_macs(width) + (self.order - 1) * width * (length + 1) + self._tap_macs(width)
+        return float(self._token_macs(width) + (self.order - 1) * width * (length + 1) + self._tap_macs(width))
 
     def state_numel(self, width: int, length: int) -> int:
         """All inputs of the long convolutions, the filters up to a full block, and the short convolution's past."""
         taps = BLOCK * math.ceil(length / BLOCK)
-        return (self.order - 1) * width * (length + taps) + (self.conv - 1) * (self.order + 1) * width
+        return int((self.order - 1) * width * (length + taps) + (self.conv - 1) * (self.order + 1) * width)

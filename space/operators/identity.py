@@ -19,7 +19,8 @@ class Identity(Operator):
     """As mixer or channel it removes the sublayer with its norm and residual; depth becomes a choice per layer."""
 
     kind: ClassVar[str] = "identity"
-    source: ClassVar[Source] = Source("Deep Networks with Stochastic Depth (layer removal as an option)", 2016)
+    source: ClassVar[Source] = Source("What Matters in Transformers? Not All Attention is Needed", 2024,
+                                      options=("S301",))
 
     def axes(self, width: int) -> dict[str, Param]:
         return {}

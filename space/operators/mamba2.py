@@ -62,9 +62,10 @@ class StateSpaceDuality(nn.Module):
         new_state = {}
         if self.taps is not None:
             mixed_BTM, new_state["past"] = causal_conv(mixed_BTM, self.taps, None if state is None else state["past"])
+        if self.bias is not None:
             mixed_BTM = mixed_BTM + self.bias
         shared = self.groups * self.state_dim
-        x, b, c = F.silu(mixed_BTM).split([self.heads * self.head_dim, shared, shared], dim=-1)
+        x, b, c = torch.split(F.silu(mixed_BTM), [self.heads * self.head_dim, shared, shared], dim=-1)
         x_BTHP = x.view(batch, length, self.heads, self.head_dim)
         b_BTGN = b.view(batch, length, self.groups, self.state_dim)
         c_BTGN = c.view(batch, length, self.groups, self.state_dim)
@@ -84,7 +85,8 @@ class StateSpaceDuality(nn.Module):
 
     def gated_norm(self, y_BTI: Tensor, z_BTI: Tensor) -> Tensor:
         """RMS norm of y * silu(z) over the channels of each group."""
-        gated_BTGE = (y_BTI * F.silu(z_BTI)).unflatten(-1, (self.groups, -1))
+        batch, length, inner = y_BTI.shape
+        gated_BTGE = (y_BTI * F.silu(z_BTI)).view(batch, length, self.groups, inner // self.groups)
         return F.rms_norm(gated_BTGE, gated_BTGE.shape[-1:], eps=1e-5).flatten(2) * self.norm
 
 
@@ -103,10 +105,10 @@ class Mamba2(Operator):
     conv: Any = 4
     groups: Any = 1
     source: ClassVar[Source] = Source("Transformers are SSMs: Generalized Models and Efficient Algorithms Through "
-                                      "Structured State Space Duality", 2024, ("S279",))
+                                      "Structured State Space Duality", 2024, options=("S279",))
 
     def heads(self, width: int) -> int:
-        return self.expand * width // self.head_dim
+        return int(self.expand * width // self.head_dim)
 
     def check(self, width: int, where: str) -> None:
         for name in ("state", "head_dim", "expand", "groups"):
@@ -117,7 +119,7 @@ class Mamba2(Operator):
 
     def _mixed(self, width: int) -> int:
         """Channels that pass the convolution: x, B and C."""
-        return self.expand * width + 2 * self.groups * self.state
+        return int(self.expand * width + 2 * self.groups * self.state)
 
     def axes(self, width: int) -> dict[str, Param]:
         g, r = axis("groups", self.groups), axis("group_heads", self.heads(width) // self.groups)
@@ -144,13 +146,13 @@ class Mamba2(Operator):
         size = -(-length // chunks)
         inside = size * size * (self.groups * self.state + heads * self.head_dim)
         between = 2 * size * heads * self.state * self.head_dim
-        return (length * (self.matrix_numel(width) + self._mixed(width) * (self.conv or 0))
-                + chunks * (inside + between))
+        return float(length * (self.matrix_numel(width) + self._mixed(width) * (self.conv or 0))
+                     + chunks * (inside + between))
 
     def decode_macs(self, width: int, length: int) -> float:
         """Projections, convolution, and two passes over the state: write and read."""
-        return (self.matrix_numel(width) + self._mixed(width) * (self.conv or 0)
-                + 2 * self.expand * width * self.state)
+        return float(self.matrix_numel(width) + self._mixed(width) * (self.conv or 0)
+                     + 2 * self.expand * width * self.state)
 
     def state_numel(self, width: int, length: int) -> int:
-        return self.expand * width * self.state + max((self.conv or 1) - 1, 0) * self._mixed(width)
+        return int(self.expand * width * self.state + max((self.conv or 1) - 1, 0) * self._mixed(width))

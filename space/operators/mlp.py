@@ -51,7 +51,8 @@ class FeedForward(nn.Module):
             h_BTF = F.gelu(h_BTF)
         else:
             h_BTF = F.silu(h_BTF)
-        return self.down(h_BTF)
+        y_BTD: Tensor = self.down(h_BTF)
+        return y_BTD
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class MLP(Operator):
     activation: Any = "gelu"
     kind: ClassVar[str] = "channel"
     source: ClassVar[Source] = Source("Primer: Searching for Efficient Transformers for Language Modeling", 2021,
-                                      ("S239",))
+                                      options=("S239",))
 
     def check(self, width: int, where: str) -> None:
         check_ratio(self.ratio, where)

@@ -74,4 +74,4 @@ class ShortConv(Operator):
         return float(self.matrix_numel(width) + self.kernel * width)
 
     def state_numel(self, width: int, length: int) -> int:
-        return (self.kernel - 1) * width
+        return int((self.kernel - 1) * width)

@@ -29,7 +29,7 @@ torch.set_num_threads(1)
     (bp.MLP(activation="gleu"), "unknown activation 'gleu'; did you mean 'gelu'?"),
     (bp.Attention(heads=5), "heads must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
     (bp.TokenEmbedding(vocab=0), "vocab must be a whole number of at least 1 at body[0].mixer: got 0; use 256"),
-    (bp.PatchEmbedding(patch=5, image=28), "patch must divide image at body[0].mixer: got 5 and 28; use one of 1, 2, 4"),
+    (bp.PatchEmbedding(patch=5, image=28), "patch must divide image at body[0].mixer: got 5 and 28; use one of 1, 2"),
     (bp.LanguageHead(tied=False), "vocab must be a whole number of at least 1 at body[0].mixer: got None; write Lang"),
     (bp.ClassifierHead(classes=1), "classes must be a whole number of at least 2 at body[0].mixer: got 1"),
 ])

@@ -112,7 +112,7 @@ def hyena_filter(w, config, width, length):
         angles = [2 * math.pi * f * t for f in range(1, config.bands + 1)]
         h = torch.tensor([t, *map(math.cos, angles), *map(math.sin, angles)], dtype=torch.float64)
         for layer in range(3):
-            h = torch.sin(w["frequency"] * (linear(h, w[f"sines.{layer}.weight"]) + w[f"sines.{layer}.bias"]))
+            h = torch.sin(w["frequency"] * (linear(h, w[f"sine_{layer}.weight"]) + w[f"sine_{layer}.bias"]))
         rate = torch.exp(w["log_rate"])
         window = torch.sqrt(2 * rate / config.reach) * torch.exp(-rate * t)
         taps.append(linear(h, w["response.weight"]).view(filters, width) * window + (w["skip"] if j == 0 else 0))
