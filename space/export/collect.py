@@ -11,9 +11,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
+from .facts import is_plain
 from .program import Chunk
 from .text import Edit, Text, apply
 
@@ -56,16 +58,25 @@ class Collector:
         key = (module.__name__, name)
         if key in self._names:
             return self._names[key]
-        final = self._names[key] = self._free_name(module, name)
-        chunk = self.chunks[final] = Chunk(final, kind, text, module.__name__, _legend(module))
         text, local = _without_local_imports(module, text)
-        renames = {name: final} if final != name else {}
-        for used in _used_names(text):
-            replacement = self._resolve(module, used, local, name) if used != name else final
-            if replacement is not None and replacement != used:
-                renames[used] = replacement
-        chunk.text = chunk.original = _renamed(text, renames)
+        twin = self._twin(module, name, text, local)
+        final = self._names[key] = twin or self._free_name(module, name)
+        if twin is None:
+            chunk = self.chunks[final] = Chunk(final, kind, text, module.__name__, _legend(module))
+            renames = self._renames(module, name, text, local) | {name: final}
+            chunk.text = chunk.original = _renamed(text, renames)
         return final
+
+    def _renames(self, module: ModuleType, name: str, text: str, local: dict[str, Any]) -> dict[str, str]:
+        found = {used: self._resolve(module, used, local, name) for used in _used_names(text) if used != name}
+        return {used: final for used, final in found.items() if final is not None}
+
+    def _twin(self, module: ModuleType, name: str, text: str, local: dict[str, Any]) -> str | None:
+        """A definition of the same name and text that is here already: siblings may each hold a copy."""
+        held = self.chunks.get(name)
+        if held is None or _renamed(text, self._renames(module, name, text, local)) != held.text:
+            return None
+        return name
 
     def _free_name(self, module: ModuleType, name: str) -> str:
         if name not in self.chunks:
@@ -81,13 +92,29 @@ class Collector:
             return self.add(local[used])
         binding = _binding(module, used)
         if binding is None:
-            if used in vars(module) and not hasattr(builtins, used):
-                raise ValueError(_cannot_text(user, module, f"{used!r} is made at run time", "write it out"))
-            return None
+            if used not in vars(module) or hasattr(builtins, used):
+                return None
+            return self._by_value(module, used, user)
         if isinstance(binding, ast.stmt) and not isinstance(binding, ast.Import | ast.ImportFrom):
             return self._definition(module, used, binding)
         assert isinstance(binding, ast.Import | ast.ImportFrom)
         return self._import(module, used, binding, user)
+
+    def _by_value(self, module: ModuleType, used: str, user: str) -> str:
+        """A global of a module without a source file, such as a notebook: what it is tells where it comes from."""
+        value = vars(module)[used]
+        home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or ""
+        inner = None if inspect.ismodule(value) else getattr(value, "__name__", None)
+        root = home.split(".")[0]
+        if (root == "torch" or root in sys.stdlib_module_names) and root != "__main__" and (
+                inner is None or getattr(sys.modules[home], inner, None) is value):
+            self.imports.setdefault(used, (home, inner, used))
+            return used
+        if home == module.__name__ and (inspect.isclass(value) or inspect.isfunction(value)):
+            return self.add(value)
+        if is_plain(value):
+            return self._take(module, used, f"{used} = {value!r}\n", "constant")
+        raise ValueError(_cannot_text(user, module, f"{used!r} is made at run time", "write it out"))
 
     def _definition(self, module: ModuleType, used: str, binding: ast.stmt) -> str:
         if isinstance(binding, ast.FunctionDef | ast.ClassDef):
@@ -164,11 +191,16 @@ def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
 
 def _binding(module: ModuleType, name: str) -> ast.stmt | None:
     """The top-level statement of a module that gives `name` its meaning; the last one counts."""
+    return _bindings(module).get(name)
+
+
+@lru_cache(maxsize=256)
+def _bindings(module: ModuleType) -> dict[str, ast.stmt]:
     try:
         tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError):
-        return None
-    found = None
+    except (OSError, TypeError):  # a notebook
+        return {}
+    found: dict[str, ast.stmt] = {}
     for statement in _top_level(tree):
         if isinstance(statement, ast.Import | ast.ImportFrom):
             bound = [a.asname or a.name.split(".")[0] for a in statement.names]
@@ -179,7 +211,7 @@ def _binding(module: ModuleType, name: str) -> ast.stmt | None:
             bound = [t.id for t in targets if isinstance(t, ast.Name)]
         else:
             continue
-        found = statement if name in bound else found
+        found |= dict.fromkeys(bound, statement)
     return found
 
 
@@ -208,7 +240,7 @@ def _without_local_imports(module: ModuleType, text: str) -> tuple[str, dict[str
 
 
 def _renamed(text: str, renames: dict[str, str]) -> str:
-    if not renames:
+    if all(name == final for name, final in renames.items()):
         return text
     source, edits = Text(text), []
     for node in ast.walk(source.tree):

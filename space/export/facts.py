@@ -9,9 +9,10 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["NOT_NONE", "PRESENT", "UNKNOWN", "Const", "Fact", "Scope", "fact_of", "is_plain", "join"]
+__all__ = ["NOT_NONE", "PRESENT", "UNKNOWN", "Const", "Fact", "Scope", "fact_of", "is_plain", "join", "truth"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ class Scope:
     def __init__(self, function: ast.FunctionDef, parameters: Mapping[str, Fact], attributes: Mapping[str, Fact],
                  constants: Mapping[str, Fact], own_methods: frozenset[str] = frozenset()):
         self.attributes, self.constants, self.own_methods = attributes, constants, own_methods
-        self.limits = _assignment_limits(function)
+        bindings = _bindings(function)
+        self.limits = bindings.limits
         self.parameters = parameters
         arguments = function.args
         self.names = {a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]}
         self.local: dict[str, Fact] = {}
-        for name, value in _assigned_once(function):
+        for name, value in bindings.once:
             if name not in self.names:
                 self.local[name] = self(value)
 
@@ -185,6 +187,13 @@ class Scope:
         return UNKNOWN
 
 
+def truth(scopes: Iterable[Scope], test: ast.expr) -> bool | None:
+    """Which way a test goes in all of these scopes; None when that varies or is not known."""
+    facts = [scope(test) for scope in scopes]
+    ways = {bool(f.value) if isinstance(f, Const) else None for f in facts}
+    return ways.pop() if len(ways) == 1 else None
+
+
 def _attempt(function: Callable[..., Any], *values: Any) -> Fact:
     try:
         result = function(*values)
@@ -207,6 +216,20 @@ def _boolean_operands(node: ast.BoolOp) -> bool:
     return all(isinstance(v, ast.Compare) or (isinstance(v, ast.UnaryOp) and isinstance(v.op, ast.Not))
                or (isinstance(v, ast.BoolOp) and _boolean_operands(v))
                or (isinstance(v, ast.Constant) and isinstance(v.value, bool)) for v in node.values)
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What a function assigns. `limits`: for each name, the position up to which a parameter of that name still has
+    its first value. `once`: names bound by exactly one plain `name = value`, in textual order."""
+
+    limits: dict[str, tuple[int, int]]
+    once: list[tuple[str, ast.expr]]
+
+
+@lru_cache(maxsize=1024)
+def _bindings(function: ast.FunctionDef) -> Bindings:
+    return Bindings(_assignment_limits(function), _assigned_once(function))
 
 
 def _assignments(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from .facts import NOT_NONE, PRESENT, Const, Fact, is_plain
+from .facts import NOT_NONE, PRESENT, Const, Fact, Scope, is_plain, join, truth
 from .program import PUBLIC_METHODS, Callee, Chunk, Program, bind, defaults_of, parameters_of
 from .signature import drop_parameters, narrow_optional
 from .text import Edit, Text, apply, join_short_statements, without_items
@@ -75,34 +77,150 @@ def _callees(program: Program, name: str) -> Iterator[Callee]:
 # -- folding ----------------------------------------------------------------------------------------------------------
 
 def _fold(program: Program, name: str) -> Iterator[Edit]:
-    source = program.source[name]
     for callee in _callees(program, name):
-        function = program.functions[callee]
-        yield from _fold_block(program, source, callee, function.body)
+        fold = _Fold(program, program.source[name], program.scopes(callee))
+        yield from fold.block(program.functions[callee].body)
 
 
-def _fold_block(program: Program, source: Text, callee: Callee, body: list[ast.stmt]) -> Iterator[Edit]:
-    for i, statement in enumerate(body):
-        if isinstance(statement, ast.Return | ast.Raise) and i + 1 < len(body):
-            last = body[-1].end_lineno
-            assert last is not None and statement.end_lineno is not None
-            yield Edit(source.starts[statement.end_lineno], source.starts[last])
-            body = body[:i + 1]
-            break
-    for statement in body:
+@dataclass(frozen=True)
+class _Fold:
+    """The edits that fold one function. `scopes` are those of the instances that can reach the code at hand."""
+
+    program: Program
+    source: Text
+    scopes: list[Scope]
+
+    def fact(self, node: ast.expr) -> Fact:
+        return join(scope(node) for scope in self.scopes)
+
+    def where(self, test: ast.expr, taken: bool) -> _Fold:
+        """The same, for the instances that may go this way at a test."""
+        reach = [s for s in self.scopes if truth([s], test) is not (not taken)]
+        return replace(self, scopes=reach or self.scopes)
+
+    def block(self, body: list[ast.stmt]) -> Iterator[Edit]:
+        dead = _after_exit(self.source, body)
+        if dead is not None:
+            yield dead
+        for statement in body:
+            yield from self.statement(statement, is_only=len(body) == 1)
+            if isinstance(statement, ast.Return | ast.Raise):
+                return
+
+    def statement(self, statement: ast.stmt, *, is_only: bool) -> Iterator[Edit]:
         if isinstance(statement, ast.If):
-            taken = program.truth(callee, statement.test)
-            if taken is not None:
-                yield _fold_if(source, statement, taken, is_only=len(body) == 1)
-                continue
-        if isinstance(statement, ast.Assert) and program.truth(callee, statement.test):
-            yield source.removal(statement, is_only=len(body) == 1)
-            continue
+            yield from self.branch(statement, is_only=is_only)
+            return
+        if isinstance(statement, ast.Assert) and truth(self.scopes, statement.test):
+            yield self.source.removal(statement, is_only=is_only)
+            return
         for part in ast.iter_child_nodes(statement):
             if isinstance(part, ast.expr) and part is not getattr(statement, "annotation", None):
-                yield from _fold_expression(program, source, callee, part, is_test=isinstance(statement, ast.If))
+                yield from self.expression(part)
         for block in ("body", "orelse", "finalbody"):
-            yield from _fold_block(program, source, callee, getattr(statement, block, []))
+            yield from self.block(getattr(statement, block, []))
+
+    def branch(self, statement: ast.If, *, is_only: bool) -> Iterator[Edit]:
+        taken = truth(self.scopes, statement.test)
+        if taken is not None:
+            yield _fold_if(self.source, statement, taken, is_only=is_only)
+            return
+        yield from self.expression(statement.test, is_test=True)
+        yield from self.where(statement.test, True).block(statement.body)
+        yield from self.where(statement.test, False).block(statement.orelse)
+
+    def expression(self, node: ast.expr, *, is_test: bool = False) -> Iterator[Edit]:
+        """Edits inside one expression; the widest that applies wins, its inside waits for the next round."""
+        if isinstance(node, ast.JoinedStr | ast.Constant):
+            return  # positions inside f-strings are not reliable before Python 3.12
+        replacement = self.replacement(node, is_test=is_test)
+        if replacement is not None:
+            yield replacement
+            return
+        if isinstance(node, ast.IfExp):
+            yield from self.expression(node.test, is_test=True)
+            yield from self.where(node.test, True).expression(node.body)
+            yield from self.where(node.test, False).expression(node.orelse)
+            return
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                yield from self.expression(child)
+            elif isinstance(child, ast.keyword):
+                yield from self.expression(child.value)
+            elif isinstance(child, ast.comprehension):
+                for part in (child.iter, *child.ifs):
+                    yield from self.expression(part)
+
+    def replacement(self, node: ast.expr, *, is_test: bool) -> Edit | None:
+        fact = self.fact(node)
+        if _is_switch(fact) and self.reads_switch(node):
+            assert isinstance(fact, Const)
+            return _replace(self.source, node, _literal(fact.value), node)
+        if isinstance(node, ast.IfExp):
+            taken = truth(self.scopes, node.test)
+            if taken is not None:
+                chosen = node.body if taken else node.orelse
+                return _replace(self.source, node, self.source.get(chosen), chosen)
+        if isinstance(node, ast.BoolOp):
+            return self.shorter(node, is_test=is_test)
+        if isinstance(node, ast.Subscript):
+            return self.looked_up(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            attribute = self.fact(node.args[1])
+            if len(node.args) == 2 and isinstance(attribute, Const) and _is_atom(node.args[0]):
+                return _replace(self.source, node, f"{self.source.get(node.args[0])}.{attribute.value}", node)
+        return None
+
+    def reads_switch(self, node: ast.expr) -> bool:
+        """Whether the expression reads a name that stands for one None, bool or string everywhere."""
+        for part in ast.walk(node):
+            named = isinstance(part, ast.Name | ast.Attribute) and isinstance(part.ctx, ast.Load)
+            if named and _is_switch(self.fact(part)):  # type: ignore[arg-type]
+                return True
+        return False
+
+    def shorter(self, node: ast.BoolOp, *, is_test: bool) -> Edit | None:
+        """`and` / `or` without the operands that never decide."""
+        stops = isinstance(node.op, ast.Or)
+        kept: list[ast.expr] = []
+        for i, value in enumerate(node.values):
+            way, is_last = truth(self.scopes, value), i == len(node.values) - 1
+            if way is (not stops) and (not is_last or (is_test and kept)):
+                continue
+            kept.append(value)
+            if way is stops:
+                break
+        if len(kept) == len(node.values):
+            return None
+        if len(kept) == 1 and not isinstance(kept[0], ast.IfExp | ast.Lambda | ast.BoolOp):
+            return _replace(self.source, node, self.source.get(kept[0]), kept[0])
+        weaker = (ast.BoolOp, ast.IfExp, ast.Lambda)
+        texts = [f"({self.source.get(v)})" if isinstance(v, weaker) else self.source.get(v) for v in kept]
+        return _replace(self.source, node, (" or " if stops else " and ").join(texts), node)
+
+    def looked_up(self, node: ast.Subscript) -> Edit | None:
+        """`{"gelu": F.gelu, ...}[activation]`, written out or as a constant of the file, becomes the entry."""
+        key, table, home = self.fact(node.slice), node.value, self.source
+        if isinstance(table, ast.Name) and table.id in self.program.constants:
+            home = self.program.source[table.id]
+            table = getattr(home.tree.body[0], "value", table)
+        if not isinstance(key, Const) or not isinstance(table, ast.Dict):
+            return None
+        for k, value in zip(table.keys, table.values, strict=True):
+            if isinstance(k, ast.Constant) and k.value == key.value:
+                text = home.get(value)
+                return _replace(self.source, node, text if _is_atom(value) else f"({text})", value)
+        return None
+
+
+def _after_exit(source: Text, body: list[ast.stmt]) -> Edit | None:
+    """What follows a `return` or `raise` in its block."""
+    for statement in body[:-1]:
+        if isinstance(statement, ast.Return | ast.Raise):
+            last = body[-1].end_lineno
+            assert last is not None and statement.end_lineno is not None
+            return Edit(source.starts[statement.end_lineno], source.starts[last])
+    return None
 
 
 def _fold_if(source: Text, node: ast.If, taken: bool, *, is_only: bool) -> Edit:
@@ -144,57 +262,8 @@ def _else_line(source: Text, node: ast.If) -> int:
     return line
 
 
-def _fold_expression(program: Program, source: Text, callee: Callee, node: ast.expr, *,
-                     is_test: bool = False) -> Iterator[Edit]:
-    """Edits inside one expression; the widest that applies wins, its inside waits for the next round."""
-    if isinstance(node, ast.JoinedStr | ast.Constant):
-        return  # positions inside f-strings are not reliable before Python 3.12
-    replacement = _replacement(program, source, callee, node, is_test=is_test)
-    if replacement is not None:
-        yield replacement
-        return
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr):
-            yield from _fold_expression(program, source, callee, child)
-        elif isinstance(child, ast.keyword):
-            yield from _fold_expression(program, source, callee, child.value)
-        elif isinstance(child, ast.comprehension):
-            for part in (child.iter, *child.ifs):
-                yield from _fold_expression(program, source, callee, part)
-
-
-def _replacement(program: Program, source: Text, callee: Callee, node: ast.expr, *, is_test: bool) -> Edit | None:
-    fact = program.fact(callee, node)
-    if _is_switch(fact) and _reads_switch(program, callee, node):
-        assert isinstance(fact, Const)
-        return _replace(source, node, _literal(fact.value), is_atom=True)
-    if isinstance(node, ast.IfExp):
-        taken = program.truth(callee, node.test)
-        if taken is not None:
-            chosen = node.body if taken else node.orelse
-            return _replace(source, node, source.get(chosen), is_atom=_is_atom(chosen))
-    if isinstance(node, ast.BoolOp):
-        return _shorter_boolop(program, source, callee, node, is_test=is_test)
-    if isinstance(node, ast.Subscript):
-        return _looked_up(program, source, callee, node)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-        attribute = program.fact(callee, node.args[1])
-        if len(node.args) == 2 and isinstance(attribute, Const) and _is_atom(node.args[0]):
-            return _replace(source, node, f"{source.get(node.args[0])}.{attribute.value}", is_atom=True)
-    return None
-
-
 def _literal(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def _reads_switch(program: Program, callee: Callee, node: ast.expr) -> bool:
-    """Whether the expression reads a name that stands for one None, bool or string everywhere."""
-    for part in ast.walk(node):
-        named = isinstance(part, ast.Name | ast.Attribute) and isinstance(part.ctx, ast.Load)
-        if named and _is_switch(program.fact(callee, part)):  # type: ignore[arg-type]
-            return True
-    return False
 
 
 def _is_switch(fact: Fact) -> bool:
@@ -206,49 +275,22 @@ def _is_atom(node: ast.expr) -> bool:
     return isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Constant | ast.Subscript)
 
 
-def _replace(source: Text, node: ast.expr, text: str, *, is_atom: bool) -> Edit:
+_BEFORE = re.compile(r"(^|[=(\[,]|\b(and|or|not|if|elif|else|while|return|assert|in))$")
+_AFTER = re.compile(r"$|[:)\],\n]|(and|or|if|else|for)\b")
+
+
+def _replace(source: Text, node: ast.expr, text: str, chosen: ast.expr) -> Edit:
     """Replace an expression, and the parentheses around it where they no longer do anything."""
     start, end = source.span(node)
     before, after = source.text[:start].rstrip(), source.text[end:].lstrip()
-    wrapped = before.endswith("(") and after.startswith(")")
-    if wrapped and is_atom and not (before[-2:-1].isalnum() or before[-2:-1] in "_)]"):
-        return Edit(len(before) - 1, len(source.text) - len(after) + 1, text)
+    if before.endswith("(") and after.startswith(")"):
+        outside = before[:-1]
+        called = bool(outside) and (outside[-1].isalnum() or outside[-1] in "_)]")
+        alone = bool(_BEFORE.search(outside.rstrip(" "))) and bool(_AFTER.match(after[1:].lstrip(" ")))
+        tight = _is_atom(chosen) or (alone and isinstance(chosen, ast.Compare) and "\n" not in text)
+        if not called and tight:
+            return Edit(len(outside), len(source.text) - len(after) + 1, text)
     return Edit(start, end, text)
-
-
-def _shorter_boolop(program: Program, source: Text, callee: Callee, node: ast.BoolOp, *, is_test: bool) -> Edit | None:
-    stops = isinstance(node.op, ast.Or)
-    kept = []
-    for i, value in enumerate(node.values):
-        way, is_last = program.truth(callee, value), i == len(node.values) - 1
-        if way is (not stops) and (not is_last or (is_test and kept)):
-            continue
-        kept.append(value)
-        if way is stops:
-            break
-    if len(kept) == len(node.values):
-        return None
-    if len(kept) == 1 and _is_atom(kept[0]):
-        return _replace(source, node, source.get(kept[0]), is_atom=True)
-    weaker = (ast.BoolOp, ast.IfExp, ast.Lambda)
-    texts = [f"({source.get(v)})" if isinstance(v, weaker) else source.get(v) for v in kept]
-    return _replace(source, node, (" or " if stops else " and ").join(texts), is_atom=False)
-
-
-def _looked_up(program: Program, source: Text, callee: Callee, node: ast.Subscript) -> Edit | None:
-    """`{"gelu": F.gelu, ...}[activation]`, written out or as a constant of the file, becomes the entry."""
-    key = program.fact(callee, node.slice)
-    table, home = node.value, source
-    if isinstance(table, ast.Name) and table.id in program.constants:
-        home = program.source[table.id]
-        table = getattr(home.tree.body[0], "value", table)
-    if not isinstance(key, Const) or not isinstance(table, ast.Dict):
-        return None
-    for k, value in zip(table.keys, table.values, strict=True):
-        if isinstance(k, ast.Constant) and k.value == key.value:
-            text = home.get(value)
-            return _replace(source, node, text if _is_atom(value) else f"({text})", is_atom=_is_atom(value))
-    return None
 
 
 # -- what nobody reads any more ---------------------------------------------------------------------------------------
@@ -265,7 +307,7 @@ def _unused(program: Program, name: str) -> Iterator[Edit]:
 
 
 def _is_unused_method(program: Program, method: str) -> bool:
-    return method not in PUBLIC_METHODS and not method.startswith("__") and method not in program.attributes_read
+    return method not in PUBLIC_METHODS and not method.startswith("__") and not program.attribute_uses[method]
 
 
 def _unread_names(source: Text, function: ast.FunctionDef) -> Iterator[Edit]:
@@ -292,7 +334,7 @@ def _unread_attributes(program: Program, name: str) -> Iterator[Edit]:
     if init is None or not instances:
         return
     plain = {a for a in instances[0].attributes if all(is_plain(i.attributes.get(a, PRESENT)) for i in instances)}
-    unread = {a for a in plain & program.stable_attributes(name) if not _is_read(program, name, a)}
+    unread = {a for a in plain & program.stable[name] if not program.is_read(name, a)}
     for node in init.body:
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             continue
@@ -312,18 +354,6 @@ def _self_attribute(node: ast.expr) -> str | None:
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
         return node.attr
     return None
-
-
-def _is_read(program: Program, name: str, attribute: str) -> bool:
-    related = {n for c in program.chunks if program.chunks[c].kind == "class" and name in program.family(c)
-               for n in program.family(c)}
-    for chunk, source in program.source.items():
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.Attribute) and node.attr == attribute and isinstance(node.ctx, ast.Load):
-                own = isinstance(node.value, ast.Name) and node.value.id == "self"
-                if not own or chunk in related:
-                    return True
-    return False
 
 
 # -- signatures -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,6 @@ def export(what: Any, directory: str | os.PathLike[str], *, card: Mapping[str, A
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write(partial, architecture, module, source, known)
-        partial.chmod(0o777 & ~_umask())
         _replace(target, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -136,6 +135,8 @@ def _write(folder: Path, architecture: Architecture, module: nn.Module, source: 
     (folder / "README.md").write_text(write_card(architecture, card, dtype=dtype_name, **says), encoding="utf-8")
     (folder / "test_export.py").write_text(_folder_test(**says), encoding="utf-8")
     _check_written(folder, source, inputs, outputs)
+    for path in (folder, *folder.iterdir()):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def _example(architecture: Architecture) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from .facts import NOT_NONE, UNKNOWN, Const, Fact, Scope, fact_of, is_plain, join
@@ -67,6 +68,12 @@ def bind(call: ast.Call, function: ast.FunctionDef, *, bound: bool) -> dict[str,
     return found | {k.arg: k.value for k in call.keywords if k.arg is not None}
 
 
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Text:
+    """Most chunks stay as they are from round to round."""
+    return Text(text)
+
+
 class Program:
     """All chunks, parsed, with the facts of the present round.
 
@@ -75,7 +82,7 @@ class Program:
 
     def __init__(self, chunks: dict[str, Chunk]):
         self.chunks = chunks
-        self.source = {name: Text(chunk.text) for name, chunk in chunks.items()}
+        self.source = {name: _parsed(chunk.text) for name, chunk in chunks.items()}
         self.functions: dict[Callee, ast.FunctionDef] = {}
         for name, source in self.source.items():
             top = source.tree.body[0]
@@ -84,13 +91,36 @@ class Program:
             elif isinstance(top, ast.ClassDef):
                 self.functions |= {(name, f.name): f for f in top.body if isinstance(f, ast.FunctionDef)}
         self.constants = {name: self._constant(name) for name, c in chunks.items() if c.kind == "constant"}
-        self.attributes_read = self._attributes_read()
-        self.facts: dict[Callee, dict[str, Fact]] = {}
+        self._index()
+        self.stable = {name: self._stable_attributes(name) for name, c in chunks.items() if c.kind == "class"}
         self.calls = self._calls()
+        self.facts: dict[Callee, dict[str, Fact]] = {}
         self._scopes: dict[Callee, list[Scope]] = {}
         for _ in range(ROUNDS):
-            self.facts = {callee: self._parameter_facts(callee) for callee in self.functions}
-            self._scopes = {callee: list(self._make_scopes(callee)) for callee in self.functions}
+            before, self.facts = self.facts, {callee: self._parameter_facts(callee) for callee in self.functions}
+            if self.facts == before:
+                break
+            self._scopes = {callee: self._make_scopes(callee) for callee in self.functions}
+
+    def _index(self) -> None:
+        """Who reads which names and attributes; `self_reads` by class, `other_reads` through anything but self."""
+        self.name_uses: Counter[str] = Counter()
+        self.attribute_uses: Counter[str] = Counter()
+        self.self_reads: dict[str, set[str]] = defaultdict(set)
+        self.other_reads: set[str] = set()
+        for name, source in self.source.items():
+            for node in ast.walk(source.tree):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                    self.name_uses[node.id] += 1
+                elif isinstance(node, ast.Attribute):
+                    self.attribute_uses[node.attr] += 1
+                    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+                    if isinstance(node.ctx, ast.Load):
+                        (self.self_reads[name] if own else self.other_reads).add(node.attr)
+
+    def is_read(self, name: str, attribute: str) -> bool:
+        """Whether a class, a relative, or anybody through another name than self reads this attribute of it."""
+        return attribute in self.other_reads or any(attribute in self.self_reads[n] for n in self.related(name))
 
     def _constant(self, name: str) -> Fact:
         statement = self.source[name].tree.body[0]
@@ -101,27 +131,25 @@ class Program:
             return NOT_NONE
         return Const(literal) if is_plain(literal) else NOT_NONE
 
-    def _attributes_read(self) -> set[str]:
-        nodes = (n for source in self.source.values() for n in ast.walk(source.tree))
-        return {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-
     def family(self, name: str) -> list[str]:
         """The class and its ancestors in this program, nearest first."""
         top = self.source[name].tree.body[0]
         bases = [b.id for b in top.bases if isinstance(b, ast.Name)] if isinstance(top, ast.ClassDef) else []
         return [name] + [a for b in bases if b in self.chunks for a in self.family(b)]
 
-    def stable_attributes(self, name: str) -> set[str]:
+    def related(self, name: str) -> set[str]:
+        """The class with its descendants, and all of their ancestors."""
+        classes = (c for c, chunk in self.chunks.items() if chunk.kind == "class")
+        return {n for c in classes for family in [self.family(c)] if name in family for n in family}
+
+    def _stable_attributes(self, name: str) -> set[str]:
         """`self` attributes assigned in `__init__` alone, by this class and its relatives."""
-        relatives = {n for c in self.chunks if self.chunks[c].kind == "class" and name in self.family(c)
-                     for n in self.family(c)}
-        stored: dict[str, set[str]] = defaultdict(set)
-        for relative in relatives:
-            for callee, function in self.functions.items():
-                if callee[0] == relative:
-                    for node in ast.walk(function):
-                        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
-                            stored[node.attr].add(callee[1])
+        relatives, stored = self.related(name), defaultdict[str, set[str]](set)
+        for (owner, method), function in self.functions.items():
+            if owner in relatives:
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+                        stored[node.attr].add(method)
         return {attribute for attribute, methods in stored.items() if methods == {"__init__"}}
 
     def scopes(self, callee: Callee) -> list[Scope]:
@@ -131,26 +159,23 @@ class Program:
         """What holds for an expression of this function in every instance."""
         return join(scope(node) for scope in self.scopes(callee))
 
-    def truth(self, callee: Callee, test: ast.expr) -> bool | None:
-        """Which way a test goes in every instance; None when that varies or is not known."""
-        facts = [scope(test) for scope in self.scopes(callee)]
-        ways = {bool(f.value) if isinstance(f, Const) else None for f in facts}
-        return ways.pop() if len(ways) == 1 else None
-
-    def _make_scopes(self, callee: Callee) -> Iterator[Scope]:
+    def _make_scopes(self, callee: Callee) -> list[Scope]:
+        """One scope for each different set of facts that the instances give."""
         owner, method = callee
         function = self.functions[callee]
         if not owner:
-            yield Scope(function, self.facts[callee], {}, self.constants)
-            return
-        chunk, stable = self.chunks[owner], self.stable_attributes(owner)
+            return [Scope(function, self.facts[callee], {}, self.constants)]
+        stable = self.stable[owner]
         own = frozenset(m for o, m in self.functions if o in self.family(owner))
-        for instance in chunk.instances or [Instance({}, {})]:
+        different: list[tuple[dict[str, Fact], dict[str, Fact]]] = []
+        for instance in self.chunks[owner].instances or [Instance({}, {})]:
             attributes = {k: fact_of(v) for k, v in instance.attributes.items() if k in stable}
             parameters = self.facts[callee]
             if method == "__init__":
                 parameters = {k: fact_of(v) for k, v in instance.arguments.items()}
-            yield Scope(function, parameters, attributes, self.constants, own)
+            if (parameters, attributes) not in different:
+                different.append((parameters, attributes))
+        return [Scope(function, parameters, attributes, self.constants, own) for parameters, attributes in different]
 
     def sites(self) -> Iterator[tuple[Callee, ast.Call, str]]:
         """Every call inside the program's functions, with the function and chunk it stands in."""
@@ -184,21 +209,14 @@ class Program:
     def closed(self, callee: Callee) -> bool:
         """Whether every use of a function is a call in sight, so that its parameters may change."""
         owner, name = callee
-        if owner:
-            if name in PUBLIC_METHODS:
-                return name == "__init__"
-            overridden = sum(method == name for _, method in self.functions) > 1
-            uses = sum(self._uses(lambda n: isinstance(n, ast.Attribute) and n.attr == name))
-        else:
-            overridden = False
-            uses = sum(self._uses(lambda n: isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)))
+        if owner and name in PUBLIC_METHODS:
+            return name == "__init__"
+        overridden = bool(owner) and sum(method == name for _, method in self.functions) > 1
+        uses = self.attribute_uses[name] if owner else self.name_uses[name]
         if self.functions[callee].args.vararg or self.functions[callee].args.kwarg or overridden:
             return False
         return uses == len(self.calls[callee]) and all(
             bind(call, self.functions[callee], bound=bool(owner)) is not None for _, call in self.calls[callee])
-
-    def _uses(self, matches: Any) -> Iterable[bool]:
-        return (bool(matches(n)) for source in self.source.values() for n in ast.walk(source.tree))
 
     def _parameter_facts(self, callee: Callee) -> dict[str, Fact]:
         owner, name = callee
