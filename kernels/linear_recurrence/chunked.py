@@ -49,7 +49,7 @@ def chunked_linear_recurrence(
 
     Head h reads group h // (H / G) of q and k. The arithmetic is float32 (float64 for float64 values), whatever the
     inputs. Decays are floored at exp(-60): weights that small change nothing, but below exp(-87) they turn into
-    denormal numbers, which made a strongly decaying layer three times slower on a CPU.
+    denormal numbers, which a CPU multiplies many times slower.
 
     Args:
         log_decay_BTH: g, at most 0. A batch of 1 serves all sequences.

@@ -20,13 +20,13 @@ def fft_long_conv(x_BTD: Tensor, filter_LD: Tensor) -> Tensor:
     Tap 0 weighs the current token; taps from T on have nothing to weigh. The doubled length keeps the end of the
     product from wrapping onto its beginning. The arithmetic is float32 (float64 for float64 inputs), as half
     precision transforms exist for few lengths; y has the dtype of x. Rounding is relative to the largest output of a
-    channel, not to each output. Time is moved last because transforms along it are twice as fast there.
+    channel, not to each output. Time is moved last because transforms run faster along adjacent numbers.
     """
     length = x_BTD.shape[1]
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
     x_BDF = torch.fft.rfft(x_BTD.transpose(1, 2).to(dtype), n=2 * length)
     filter_DF = torch.fft.rfft(filter_LD[:length].t().to(dtype), n=2 * length)
-    y_BDT = torch.fft.irfft(x_BDF * filter_DF, n=2 * length)[..., :length]
+    y_BDT: Tensor = torch.fft.irfft(x_BDF * filter_DF, n=2 * length)[..., :length]
     return y_BDT.transpose(1, 2).to(x_BTD.dtype)
 
 
