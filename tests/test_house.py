@@ -112,3 +112,11 @@ def test_every_module_says_what_it_is():
     for room in ROOMS:
         for path in files(room):
             assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_every_folder_with_code_is_packaged():
+    import tomllib
+
+    packaged = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(["bodyplan", *p.parent.relative_to(ROOT).parts]) for room in ROOMS for p in files(room)}
+    assert found | {"bodyplan", "bodyplan.evaluators.tasks.data"} == packaged
