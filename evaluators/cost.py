@@ -1,5 +1,4 @@
-"""Multiply-adds of one forward pass by two counters that know nothing of each other, nor of
-`Architecture.cost`.
+"""Multiply-adds of a forward pass by two counters that know nothing of each other or of declared costs.
 
 `macs_flop_counter` watches the operations torch executes. `macs_thop` adds up modules: thop knows `nn.Linear`
 and the like, and for what a module computes outside its children there is a formula here, by the name of its
@@ -63,7 +62,8 @@ def macs_thop(module: nn.Module, *example: Tensor) -> float:
 
 def _adding(formula: Formula) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        module.total_ops += formula(module, inputs, output)      # the buffer thop adds up, children included
+        counted: Any = module.total_ops                          # the buffer thop adds up, children included
+        counted += formula(module, inputs, output)
     return hook
 
 
@@ -97,9 +97,7 @@ def _biased_attention_flops(query: Tensor, key: Tensor, value: Tensor, attn_bias
 
 
 def _real_transforms(points: int, count: int) -> float:
-    """2.5 n log2 n operations for each of `count` real transforms of n points (FFTW's convention, halved for
-    real).
-    """
+    """2.5 n log2 n operations for each of `count` real transforms of n points (FFTW counts 5 for complex)."""
     return 2.5 * points * math.log2(points) * count
 
 
@@ -116,7 +114,7 @@ def _inverse_transform_flops(shape: Any, dims: Any, *_: Any, out_shape: Any = No
 def _triangular_flops(matrix: Any, right: Any, *_: Any, left: bool = True, **__: Any) -> int:
     """Half of the square times every column of the right-hand side, a multiply-add each."""
     size = matrix[-1]
-    return size * size * (math.prod(right) // size)
+    return int(size * size * (math.prod(right) // size))
 
 
 def _half_square(length: int, window: int | None) -> int:
@@ -124,17 +122,13 @@ def _half_square(length: int, window: int | None) -> int:
     return sum(min(i + 1, window or length) for i in range(length))
 
 
-@functional_macs.register("CausalAttention")
 def _attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = inputs[0].shape[:2]
     return float(2 * batch * module.heads * module.head_dim * _half_square(length, module.window))
 
 
-@functional_macs.register("StateSpaceDuality")
 def _state_space(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
-    """Inside the chunks scores and what they read; between them what is added to the states and read from
-    them.
-    """
+    """Inside the chunks scores and what they read; between them what states are given and what they give."""
     batch, length = inputs[0].shape[:2]
     chunks, size = _chunks(length, module.chunk)
     values, keys = module.head_dim, module.state_dim
@@ -142,11 +136,8 @@ def _state_space(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * (_taps(module, length) + chunks * module.heads * (inside + between)))
 
 
-@functional_macs.register("GatedDeltaRule")
 def _delta_rule(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
-    """The solve gives the matrix M of a chunk; M, keys and values give what the chunk does to its starting
-    state.
-    """
+    """A solve gives the matrix M of a chunk, and M what the chunk does to the state it starts from."""
     batch, length = inputs[0].shape[:2]
     chunks, size = _chunks(length, module.chunk)
     keys, values = module.key_dim, module.value_dim
@@ -158,33 +149,28 @@ def _delta_rule(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * (_taps(module, length) + chunks * module.heads * (solved + states + outputs + read)))
 
 
-@functional_macs.register("LongConvolution")
 def _long_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
-    """Three transforms per filter and channel (inputs and product per sequence, the filter once), and the
-    network.
+    """Three transforms per filter and channel, and the network that gives the filters.
 
-    The layers of the filter network are called by their weights, so thop does not see them.
+    Inputs and products are transformed for every sequence, the filter once. The network's layers are called by their
+    weights, so thop does not see them.
     """
     batch, length = inputs[0].shape[:2]
     transforms = module.filters * module.width * (2 * batch + 1)
-    network = sum(layer.weight.numel() for layer in (*module.sines, module.response))
+    network = sum(layer.weight.numel() for layer in (module.sine_0, module.sine_1, module.sine_2, module.response))
     taps = module.block * math.ceil(length / module.block)
-    return batch * _taps(module, length) + taps * network + _real_transforms(2 * length, transforms) / 2
+    return float(batch * _taps(module, length) + taps * network + _real_transforms(2 * length, transforms) / 2)
 
 
-@functional_macs.register("GatedShortConvolution")
 def _short_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = inputs[0].shape[:2]
     return float(batch * _taps(module, length))
 
 
-@functional_macs.register("TokenLogits")
-@functional_macs.register("TiedLogits")
 def _logits(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(inputs[0].numel() * output.shape[-1])
 
 
-@functional_macs.register("LowRank")
 def _low_rank(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """The product of one iteration's pair."""
     return float(output.numel() * module.A.shape[1])
@@ -199,3 +185,17 @@ def _chunks(length: int, most: int) -> tuple[int, int]:
 def _taps(module: Any, length: int) -> int:
     """The short convolution, depthwise."""
     return 0 if module.taps is None else length * module.taps.numel()
+
+
+_FORMULAS: dict[str, Formula] = {
+    "CausalAttention": _attention,
+    "StateSpaceDuality": _state_space,
+    "GatedDeltaRule": _delta_rule,
+    "LongConvolution": _long_convolution,
+    "GatedShortConvolution": _short_convolution,
+    "TokenLogits": _logits,
+    "TiedLogits": _logits,
+    "LowRank": _low_rank,
+}
+for _name, _formula in _FORMULAS.items():
+    functional_macs.register(_name, _formula)

@@ -148,12 +148,12 @@ class GatedDeltaNet(Operator):
         return int(self.heads * (2 * key_dim + value_dim) * (self.conv or 0))
 
     def macs(self, width: int, length: int) -> float:
-        """Projections, convolution, and the products of the chunks the sequence is cut into."""
+        """Projections, convolution, and the products of the chunks the sequence is cut into, the solve included."""
         key_dim, value_dim = self.sizes(width)
         chunks = -(-length // CHUNK)
         size = -(-length // chunks)
-        inside = size * size * (2 * key_dim + value_dim + (key_dim + value_dim) / 2)
-        between = size * key_dim * (3 * value_dim + 2 * key_dim) + key_dim * key_dim * value_dim
+        inside = size * size * (3 * key_dim + 2 * value_dim + size / 2)
+        between = size * key_dim * (3 * value_dim + key_dim) + key_dim * key_dim * value_dim
         return float(length * (self.matrix_numel(width) + self._conv_numel(width))
                      + chunks * self.heads * (inside + between))
 

@@ -144,7 +144,7 @@ class Mamba2(Operator):
         """Projections, convolution, and the products of the chunks the sequence is cut into."""
         heads, chunks = self.heads(width), -(-length // CHUNK)
         size = -(-length // chunks)
-        inside = size * size * (self.groups * self.state + heads * self.head_dim)
+        inside = size * size * heads * (self.state + self.head_dim)
         between = 2 * size * heads * self.state * self.head_dim
         return float(length * (self.matrix_numel(width) + self._mixed(width) * (self.conv or 0))
                      + chunks * (inside + between))

@@ -8,7 +8,7 @@ import math
 import bodyplan as bp
 import pytest
 import torch
-from bodyplan.testing import built, check_operator
+from bodyplan.testing import built, check_operator, count_macs
 from torch import nn
 
 torch.set_num_threads(1)
@@ -58,6 +58,16 @@ def test_costs_by_hand():
     assert mamba.state_numel(8, 100) == 2 * 4 * 8 + 1 * (16 + 8)
     assert bp.Mamba2(state=4, head_dim=8).state_numel(8, 1) == bp.Mamba2(state=4, head_dim=8).state_numel(8, 10**6)
     assert bp.Hyena(order=2, conv=3).state_numel(8, 200) == 8 * (200 + 256) + 2 * 3 * 8
+
+
+@pytest.mark.parametrize("config", [
+    bp.GatedDeltaNet(heads=2, expand_v=2), bp.Mamba2(state=24, head_dim=16, groups=2), bp.ShortConv(),
+    bp.Hyena(order=3, filter_dim=16), bp.SwiGLU(), bp.MLP()], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("length", [31, 100, 256])
+def test_macs_are_what_torch_counts_where_nothing_is_masked(config, length):
+    with torch.device("meta"):
+        counted = count_macs(config.build(64), torch.empty(1, length, 64))
+    assert config.macs(64, length) == pytest.approx(counted, rel=0.02)
 
 
 @torch.no_grad()
