@@ -83,22 +83,28 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0: got {value!r}")
 
 
-def check_executor(executor: Any, timeout: float | None, memory_gb: float | None) -> None:
-    """Raise for an unknown name, for anything that is no executor, and for limits an executor cannot hold."""
+def check_executor(executor: Any, workers: Any, timeout: Any, memory_gb: Any) -> None:
+    """Raise for an unknown name, for anything that is no executor, and for settings an executor does not have."""
+    if workers is not None:
+        check_count("workers", workers)
+    limits = {"timeout": timeout, "memory_gb": memory_gb}
+    for name, limit in limits.items():
+        if limit is not None:
+            check_positive(name, limit)
+    given = [name for name, value in {"workers": workers, **limits}.items() if value is not None]
     if not isinstance(executor, str):
         if not isinstance(executor, Executor):
             raise TypeError(f"executor is a name or an Executor: got {executor!r}; names: "
                             f"{', '.join(executors.names())}")
-        return
-    if executor not in executors.names():
+        if given:
+            raise ValueError(f"{given[0]} goes with the name of an executor: got it beside a ready "
+                             f"{type(executor).__name__}; give it to its constructor")
+    elif executor not in executors.names():
         raise ValueError(unknown("executor", executor, executors.names()))
-    for name, limit in (("timeout", timeout), ("memory_gb", memory_gb)):
-        if limit is not None:
-            check_positive(name, limit)
-            if executor == "inline":
-                raise ValueError(f"{name} needs a process that can be stopped: executor 'inline' runs candidates in "
-                                 "this one; use executor='local'")
-    if memory_gb is not None and executor == "ray":
+    elif executor == "inline" and given:
+        raise ValueError(f"{given[0]} needs processes of their own: executor 'inline' runs candidates in this one; use "
+                         "executor='local'")
+    elif executor == "ray" and memory_gb is not None:
         raise ValueError("memory_gb is a limit of executor 'local': got it with 'ray'; leave it out")
 
 

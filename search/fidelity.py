@@ -61,7 +61,7 @@ def agreement(x: Sequence[float], y: Sequence[float], resamples: int = 2000, see
     if count < 3:
         raise ValueError(f"a rank correlation needs at least three candidates: got {count}")
     interval = stats.bootstrap((pairs[0], pairs[1]), lambda a, b, axis=-1: kendall(a, b), paired=True,
-                               vectorized=True, n_resamples=resamples, method="percentile",
+                               vectorized=True, n_resamples=resamples, batch=100, method="percentile",
                                rng=np.random.default_rng(seed)).confidence_interval
     constant = (np.ptp(pairs, axis=1) == 0).any()
     rho = 0.0 if constant else float(stats.spearmanr(pairs[0], pairs[1]).statistic)
@@ -75,8 +75,8 @@ def stratified(trials: Sequence[Trial], sizes: Sequence[float], count: int, seed
     All of them when there are no more than `count`; none of an empty set. Equal sizes are ordered by number.
     """
     order = sorted(range(len(trials)), key=lambda index: (sizes[index], trials[index].number))
-    if len(order) <= count:
-        return [trials[index] for index in order]
+    if count == 0 or len(order) <= count:
+        return [trials[index] for index in order if count]
     rng = Random(seed)
     edges = [len(order) * bin_ // count for bin_ in range(count + 1)]
     return [trials[order[rng.randrange(low, high)]] for low, high in zip(edges, edges[1:], strict=False)]

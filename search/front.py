@@ -217,7 +217,11 @@ def _as_point(trial: Trial) -> Point:
 
 
 def _marginal_utility(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mean loss, over 4096 fixed linear preferences, of each point's absence to those who prefer it most."""
+    """Mean loss, over 4096 fixed linear preferences, of each point's absence to those who prefer it most.
+
+    The extremes (best in one objective) always cost much to lose without being knees; they come last where there are
+    other points.
+    """
     merit = np.zeros(len(costs))
     if len(costs) < 2:
         return merit
@@ -226,6 +230,7 @@ def _marginal_utility(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarra
     order = np.argsort(utilities, axis=1, kind="stable")
     rows = np.arange(len(weights))
     np.add.at(merit, order[:, 0], utilities[rows, order[:, 1]] - utilities[rows, order[:, 0]])
+    merit[np.argmin(costs, axis=0)] = -1.0
     return merit / len(weights)
 
 

@@ -115,13 +115,14 @@ def front_table(front: Front, marks: Sequence[int] = ()) -> Table:
     table.add_column("hash")
     for objective in front.objectives:
         table.add_column(f"{objective.label} {'↓' if objective.goal == 'min' else '↑'}", justify="right")
-    tested = next((list(point.test) for point in front if point.test), [])
-    for name in tested:
-        table.add_column(f"{name}, test split", justify="right")
+    extra = [(kind, name) for kind in ("test", "standalone")
+             for name in next((list(getattr(point, kind)) for point in front if getattr(point, kind)), [])]
+    for kind, name in extra:
+        table.add_column(f"{name}, {'test split' if kind == 'test' else 'trained alone'}", justify="right")
     for point in front:
         number = f"{point.number}{' knee' if point.number in marks else ''}{' yours' if point.initial else ''}"
         cells = [_cell(point.values[o.name], point.intervals.get(o.name)) for o in front.objectives]
-        table.add_row(number, point.short, *cells, *(_cell(point.test.get(name), None) for name in tested))
+        table.add_row(number, point.short, *cells, *(_cell(getattr(point, kind).get(name), None) for kind, name in extra))
     return table
 
 

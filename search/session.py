@@ -116,9 +116,10 @@ class Session:
                 if body["number"] in wanted and body["fidelity"] == fidelity}
         jobs = [(subject, self._job(kind, subject, fidelity, folder)) for subject in subjects
                 if subject.number not in done]
+        outcomes = self.dispatcher.each(jobs) if jobs else iter(())
         if jobs:
             self.reporter.begin(name, len(wanted), len(done))
-        for subject, job, outcome in self.dispatcher.each(jobs) if jobs else ():
+        for subject, job, outcome in outcomes:
             assert isinstance(subject, Subject)
             body = {"number": subject.number, "hash": subject.hash, "genome": subject.genome.to_json(),
                     **result_body(job, outcome, needed), "fidelity": dict(fidelity)}

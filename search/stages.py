@@ -6,6 +6,7 @@ So running, resuming and extending a budget are one path: nothing is done twice,
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..errors import BodyplanError
 from .front import Criterion, Front
-from .journal import Trial
+from .journal import Trial, encode
 from .loop import Budget, Loop
 from .origin import SUPERNET_FILE, WEIGHTS_FOLDER
 from .pareto import reference_point
@@ -119,9 +120,9 @@ def _probe(session: Session) -> list[float]:
 def search(session: Session) -> None:
     """The search itself."""
     sweep = session.sweep
-    if sweep.twin:
-        session.reporter.say(f"a random twin follows the search: up to {sweep.trials or 'as'} "
-                             f"{'' if sweep.trials else 'many '}more evaluations, shared where both meet")
+    if sweep.twin and session.journal.last("twin", "twin") is None:
+        extra = "as many evaluations again" if sweep.trials is None else f"up to {sweep.trials} more evaluations"
+        session.reporter.say(f"a random twin follows the search: {extra}, shared where both meet a candidate")
     budget = Budget(sweep.trials, session.deadline)
     _run_stream(session, "search", sweep.strategy, sweep.seed, budget, sweep.initial)
 
@@ -132,7 +133,7 @@ def run_twin(session: Session) -> None:
         return
     trials = session.ledger("search").num_new
     if session.journal.last("twin", "twin") is None:
-        expected = trials * _mean_seconds(session) / max(1, session.dispatcher.capacity)
+        expected = trials * _mean_seconds(session) / max(1, session.executor.capacity)
         session.journal.append("twin", {"trials": trials, "expected_seconds": expected}, "twin")
         session.reporter.say(f"random twin: {trials} trials, about {duration(expected)} of evaluation")
     seed = Generator(f"{session.sweep.seed} twin").getrandbits(63)
@@ -150,10 +151,10 @@ def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, bu
     ledger = replay(session.journal, stream, strategy, session.objectives)
     if not ledger.untold and not budget.allows(ledger.num_new):
         return
-    watch = _Watch(session, stream, ledger)
-    session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
     loop = Loop(sweep.space, session.journal, ledger, strategy, session.dispatcher, session.cache, seed=sweep.seed,
-                fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight, watch=watch)
+                fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight,
+                watch=_Watch(session, stream, ledger))
+    session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
     loop.run(budget, initial)
     session.reporter.end()
     if loop.is_exhausted:
@@ -242,13 +243,19 @@ def conclude(session: Session) -> Front:
             "hypervolume": front.hypervolume(), "reference": front.reference,
             "twin_hypervolume": twin.hypervolume() if twin is not None else None,
             "trials": len(session.journal.trials("search"))}
-    last = session.journal.last("front")
-    if last is None or last.body != body | {"reference": list(front.reference or ())}:
+    if not _is_last(session, "front", body):
         session.journal.append("front", body)
     exported = export_knee(session, front)
-    session.journal.append("finished", {"seconds": time.monotonic() - session.began, "trials": body["trials"]})
+    if not _is_last(session, "finished", {"trials": body["trials"]}):
+        session.journal.append("finished", {"seconds": time.monotonic() - session.began, "trials": body["trials"]})
     summarise(session, front, twin, exported)
     return front
+
+
+def _is_last(session: Session, kind: str, body: dict[str, Any]) -> bool:
+    """Whether the newest event of a kind says this already."""
+    last = session.journal.last(kind)
+    return last is not None and {key: last.body.get(key) for key in body} == json.loads(encode(body))
 
 
 def export_knee(session: Session, front: Front) -> str | None:

@@ -120,12 +120,11 @@ class Sweep:
     def _set_executor(self, executor: str | Executor | None, workers: int | None, order: str | None,
                       in_flight: int | None, timeout: float | None, memory_gb: float | None) -> None:
         self.executor = executor or ("local" if self.needs_model else "inline")
-        checks.check_executor(self.executor, timeout, memory_gb)
+        checks.check_executor(self.executor, workers, timeout, memory_gb)
         if order not in (None, *checks.ORDERS):
             raise ValueError(f"order must be one of {', '.join(checks.ORDERS)}: got {order!r}")
-        for name, value in (("workers", workers), ("in_flight", in_flight)):
-            if value is not None:
-                checks.check_count(name, value)
+        if in_flight is not None:
+            checks.check_count("in_flight", in_flight)
         self.workers, self.timeout, self.memory_gb = workers, timeout, memory_gb
         self.order = order or ("completion" if self.executor_name == "ray" else "ask")
         self._defaulted = [name for name, value in (("order", order), ("in_flight", in_flight)) if value is None]

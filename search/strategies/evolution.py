@@ -38,7 +38,7 @@ class Evolution:
     known ones, a random one is taken.
     """
 
-    population: int = 32
+    population: int = 20
     crossover: float = 0.9
     name: ClassVar[str] = "evolution"
 
