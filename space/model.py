@@ -113,7 +113,15 @@ class SequenceModel(nn.Module):
         return self._logits(x_BTD)
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> State:
-        """The state before the first token, one per layer and iteration."""
+        """The state before the first token, one per layer and iteration.
+
+        Raises ValueError when an operator cannot decode token by token.
+        """
+        for i, block in enumerate(self.plan.layers):
+            for name, op in block.sublayers():
+                if not op.streaming:
+                    raise ValueError(f"decoding needs operators with a state at layers[{i}].{name}: {type(op).__name__} "
+                                     "has none; use forward, or give its module init_state and step")
         return [[layer.init_state(batch, dtype, device) for layer in self.layers] for _ in range(self.times)]  # type: ignore[operator]
 
     def step(self, ids_BT: Tensor, state: State) -> tuple[Tensor, State]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BodyplanError
 from .checking import check_space
+from .choices import Choice
 from .counting import NotCountable, count
 from .editing import compact, edit_layers, once_aliases
 from .genome import Decision, Genome
@@ -58,7 +59,7 @@ class Space:
         from .operators.rmsnorm import RMSNorm
 
         self.definition = {"embed": embed, "width": width, "body": body, "recursion": recursion or Once(),
-                           "head": head, "norm": norm or RMSNorm()}
+                           "head": _for_embedding(head, embed), "norm": norm or RMSNorm()}
         self.constraints = tuple(constraints)
         self._compile()
         check_space(self)
@@ -354,6 +355,13 @@ class Space:
     def node(self, name: str) -> Node:
         """The compiled node of a top-level field."""
         return self._nodes[name]
+
+
+def _for_embedding(head: Any, embed: Any) -> Any:
+    """The head, or each candidate of it, with the vocabulary of the embedding where it names none."""
+    if isinstance(head, Choice):
+        return Choice(tuple(_for_embedding(candidate, embed) for candidate in head.candidates))
+    return head.for_embedding(embed) if hasattr(head, "for_embedding") and not isinstance(head, type) else head
 
 
 def _encode_gene(gene: Gene, decision: Decision | None) -> np.ndarray:

@@ -218,3 +218,23 @@ def test_largest_holds_every_member_and_a_larger_take_is_refused():
     assert held.shape == (128,)
     with pytest.raises(ValueError, match="at most what is stored"):
         take(torch.zeros(128), held, param(Axis("heads", 8) * Axis("dim", 16)))
+
+
+def test_a_model_with_an_operator_that_cannot_stream_refuses_to_decode():
+    class Mean(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+
+        def forward(self, x):
+            return x.mean(1, keepdim=True).expand_as(x)
+
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=256), width=32, head=bp.LanguageHead(tied=True),
+                     body=bp.Block(mixer=bp.Custom(Mean, causal=False)))
+    with pytest.raises(ValueError, match=r"layers\[0\].mixer: Custom has none"):
+        space.sample(0).build().init_state(1)
+
+
+def test_an_untied_head_has_the_vocabulary_of_its_embedding():
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=64), width=32, head=bp.LanguageHead(tied=False),
+                     body=bp.Block(mixer=bp.Attention(heads=2)))
+    assert space.sample(0).build()(IDS % 64).shape == (2, 12, 64)
