@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results = {name: measure(name, options.jobs, options.in_flight) for name in options.executors}
     print(json.dumps({
-        "command": "python -m bodyplan.experiments.bench_executors " + " ".join(arguments or sys.argv[1:]),
+        "command": ("python -m bodyplan.experiments.bench_executors " + " ".join(arguments or sys.argv[1:])).strip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": platform.processor() or platform.machine(), "cpus": available_cpus(),
                     "load": round(os.getloadavg()[0], 1), "python": platform.python_version(),
