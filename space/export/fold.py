@@ -364,15 +364,23 @@ def _unread_parameters(program: Program, callee: Callee) -> dict[str, list[Edit]
     function = program.functions[callee]
     if name != "__init__" and not program.closed(callee):
         return {}
-    inner = [n for statement in function.body for n in ast.walk(statement)]
-    read = {n.id for n in inner if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
-    kept_back = {n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    unread = {p.arg for p in parameters_of(function, bound=bool(owner))} - read - kept_back
+    unread = {p.arg for p in parameters_of(function, bound=bool(owner)) if not _is_value_read(function, p.arg)}
     if not unread or function.args.vararg or function.args.kwarg:
         return {}
     if name == "__init__" and any(owner in program.family(c)[1:] for c, n in program.functions if n == "__init__"):
         return {}  # a subclass calls it through super()
     return _apply_drop(program, callee, unread)
+
+
+def _is_value_read(function: ast.FunctionDef, parameter: str) -> bool:
+    """Whether anything reads a parameter before the function's body, as a whole, gives the name another value."""
+    for statement in function.body:
+        uses = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == parameter]
+        if any(not isinstance(n.ctx, ast.Store) for n in uses):
+            return True
+        if uses:
+            return not (isinstance(statement, ast.Assign) and any(t in uses for t in statement.targets))
+    return False
 
 
 def _apply_drop(program: Program, callee: Callee, unread: set[str]) -> dict[str, list[Edit]]:
