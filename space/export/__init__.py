@@ -6,7 +6,7 @@
     record       with which numbers every module was constructed
     collect      the source of the classes and functions in use
     program, facts   that source parsed, and what is known about each expression
-    fold, signature, text   specialisation: branches and options that never vary are edited away
+    fold, unused, signature, text   specialisation: branches and options that never vary are edited away
     describe, card, selftest, render   words, model card, the folder's own test, layout of calls
 """
 

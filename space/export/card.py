@@ -41,8 +41,7 @@ def card_of(what: Any, card: Mapping[str, Any] | None) -> dict[str, Any]:
 def _objective(item: Any, what: Any, seed: Any) -> dict[str, Any]:
     """An objective's row, from a mapping or an object with these attributes, values filled in from the point."""
     names = ("name", "value", "unit", "goal", "device", "seed", "interval", "test", "standalone")
-    read = item.get if isinstance(item, Mapping) else lambda name: getattr(item, name, None)
-    row = {name: read(name) for name in names}
+    row = {n: item.get(n) if isinstance(item, Mapping) else getattr(item, n, None) for n in names}
     name = row["name"]
     for field, source in (("value", "values"), ("interval", "intervals"), ("test", "test"),
                           ("standalone", "standalone")):

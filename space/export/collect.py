@@ -229,7 +229,8 @@ def _used_names(text: str) -> list[str]:
 
 def _without_local_imports(module: ModuleType, text: str) -> tuple[str, dict[str, Any]]:
     """Take `from .x import f` out of function bodies; returns the text and what those names mean."""
-    source, edits, found = Text(text), [], {}
+    source, edits = Text(text), []
+    found: dict[str, Any] = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ImportFrom):
             home, here = _absolute(module, node), module.__name__.split(".")[0]

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .facts import NOT_NONE, PRESENT, Const, Fact, Scope, is_plain, join, truth
-from .program import PUBLIC_METHODS, Callee, Chunk, Program, bind, defaults_of, parameters_of
-from .signature import drop_parameters, narrow_optional
-from .text import Edit, Text, apply, join_short_statements, without_items
+from .facts import Const, Fact, Scope, join, truth
+from .program import Chunk, Program
+from .text import Edit, Text, apply, join_short_statements
+from .unused import none_that_never_comes, unread_parameters, unused
 
 __all__ = ["reachable", "specialise"]
 
@@ -58,26 +58,20 @@ def reachable(chunks: dict[str, Chunk], roots: list[str]) -> dict[str, Chunk]:
 
 def _first_edits(program: Program) -> dict[str, list[Edit]]:
     """The edits of the first pass that finds any; later passes rely on the earlier ones being done."""
-    for find in (_fold, _unused):
+    for find in (_fold, unused):
         edits = {name: list(find(program, name)) for name in program.chunks}
         if any(edits.values()):
             return {name: changes for name, changes in edits.items() if changes}
     for callee in program.functions:
-        for change in (_unread_parameters, _none_that_never_comes):
+        for change in (unread_parameters, none_that_never_comes):
             edits = change(program, callee)
             if edits:
                 return edits
     return {}
 
 
-def _callees(program: Program, name: str) -> Iterator[Callee]:
-    return (callee for callee in program.functions if (callee[0] or callee[1]) == name)
-
-
-# -- folding ----------------------------------------------------------------------------------------------------------
-
 def _fold(program: Program, name: str) -> Iterator[Edit]:
-    for callee in _callees(program, name):
+    for callee in program.callees(name):
         fold = _Fold(program, program.source[name], program.scopes(callee))
         yield from fold.block(program.functions[callee].body)
 
@@ -291,132 +285,3 @@ def _replace(source: Text, node: ast.expr, text: str, chosen: ast.expr) -> Edit:
         if not called and tight:
             return Edit(len(outside), len(source.text) - len(after) + 1, text)
     return Edit(start, end, text)
-
-
-# -- what nobody reads any more ---------------------------------------------------------------------------------------
-
-def _unused(program: Program, name: str) -> Iterator[Edit]:
-    source, top = program.source[name], program.source[name].tree.body[0]
-    for callee in _callees(program, name):
-        yield from _unread_names(source, program.functions[callee])
-    if isinstance(top, ast.ClassDef):
-        for member in top.body:
-            if isinstance(member, ast.FunctionDef) and _is_unused_method(program, member.name):
-                yield source.removal(member, is_only=len(top.body) == 1)
-        yield from _unread_attributes(program, name)
-
-
-def _is_unused_method(program: Program, method: str) -> bool:
-    return method not in PUBLIC_METHODS and not method.startswith("__") and not program.attribute_uses[method]
-
-
-def _unread_names(source: Text, function: ast.FunctionDef) -> Iterator[Edit]:
-    read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
-    for parent in ast.walk(function):
-        for block in (getattr(parent, "body", None), getattr(parent, "orelse", None)):
-            for node in block if isinstance(block, list) else []:
-                if isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_pure(node.value):
-                    target = node.targets[0]
-                    if isinstance(target, ast.Name) and target.id not in read:
-                        yield source.removal(node, is_only=len(block) == 1)
-
-
-def _is_pure(node: ast.expr) -> bool:
-    calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
-    names = [f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "_") for f in calls]
-    return not any(name.endswith("_") for name in names)
-
-
-def _unread_attributes(program: Program, name: str) -> Iterator[Edit]:
-    """`self.x = number` that no method and nobody outside reads."""
-    instances = program.chunks[name].instances
-    init, source = program.functions.get((name, "__init__")), program.source[name]
-    if init is None or not instances:
-        return
-    plain = {a for a in instances[0].attributes if all(is_plain(i.attributes.get(a, PRESENT)) for i in instances)}
-    unread = {a for a in plain & program.stable[name] if not program.is_read(name, a)}
-    for node in init.body:
-        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-            continue
-        target, value = node.targets[0], node.value
-        if _self_attribute(target) in unread:
-            yield source.removal(node, is_only=len(init.body) == 1)
-        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
-            gone = {i for i, t in enumerate(target.elts) if _self_attribute(t) in unread}
-            if len(gone) == len(target.elts):
-                yield source.removal(node, is_only=len(init.body) == 1)
-            elif gone:
-                yield from without_items([source.span(t) for t in target.elts], gone)
-                yield from without_items([source.span(v) for v in value.elts], gone)
-
-
-def _self_attribute(node: ast.expr) -> str | None:
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-        return node.attr
-    return None
-
-
-# -- signatures -------------------------------------------------------------------------------------------------------
-
-def _unread_parameters(program: Program, callee: Callee) -> dict[str, list[Edit]]:
-    """Drop parameters the body no longer reads, here and at every call."""
-    owner, name = callee
-    function = program.functions[callee]
-    if name != "__init__" and not program.closed(callee):
-        return {}
-    unread = {p.arg for p in parameters_of(function, bound=bool(owner)) if not _is_value_read(function, p.arg)}
-    if not unread or function.args.vararg or function.args.kwarg:
-        return {}
-    if name == "__init__" and any(owner in program.family(c)[1:] for c, n in program.functions if n == "__init__"):
-        return {}  # a subclass calls it through super()
-    return _apply_drop(program, callee, unread)
-
-
-def _is_value_read(function: ast.FunctionDef, parameter: str) -> bool:
-    """Whether anything reads a parameter before the function's body, as a whole, gives the name another value."""
-    for statement in function.body:
-        uses = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == parameter]
-        if any(not isinstance(n.ctx, ast.Store) for n in uses):
-            return True
-        if uses:
-            return not (isinstance(statement, ast.Assign) and any(t in uses for t in statement.targets))
-    return False
-
-
-def _apply_drop(program: Program, callee: Callee, unread: set[str]) -> dict[str, list[Edit]]:
-    owner, name = callee
-    home = owner or name
-    function = program.functions[callee]
-    edits: dict[str, list[Edit]] = {home: [drop_parameters(program.source[home], function, unread)]}
-    for caller, call in program.calls[callee]:
-        chunk = caller[0] or caller[1]
-        source = program.source[chunk]
-        bound = bind(call, function, bound=bool(owner)) or {}
-        items = [*call.args, *call.keywords]
-        gone_values = {id(bound[p]) for p in unread if p in bound}
-        gone = {i for i, a in enumerate(items) if id(a.value if isinstance(a, ast.keyword) else a) in gone_values}
-        edits.setdefault(chunk, []).extend(without_items([source.span(a) for a in items], gone))
-    if name == "__init__":
-        for instance in program.chunks[owner].instances:
-            for parameter in unread:
-                instance.arguments.pop(parameter, None)
-    return edits
-
-
-def _none_that_never_comes(program: Program, callee: Callee) -> dict[str, list[Edit]]:
-    """`x: int | None = None` becomes `x: int` where nobody passes None."""
-    owner, name = callee
-    function = program.functions[callee]
-    if name in PUBLIC_METHODS and name != "__init__":
-        return {}
-    scopes = program.scopes(callee)
-    never = set()
-    for parameter in parameters_of(function, bound=bool(owner)):
-        facts = [scope.parameters.get(parameter.arg) for scope in scopes]
-        if facts and all(f == NOT_NONE or (isinstance(f, Const) and f.value is not None and is_plain(f.value))
-                         for f in facts):
-            never.add(parameter.arg)
-    if not never & set(defaults_of(function)):
-        return {}
-    edit = narrow_optional(program.source[owner or name], function, never)
-    return {owner or name: [edit]} if edit else {}

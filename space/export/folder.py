@@ -6,6 +6,7 @@ import ast
 import copy
 import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -143,10 +144,10 @@ def _example(architecture: Architecture) -> Tensor:
     """Fixed inputs: tokens spread over the vocabulary, or a smooth image."""
     embed: Any = architecture.plan.embed
     if hasattr(embed, "vocab"):
-        return (torch.arange(BATCH * TOKENS) * 7919 % embed.vocab).view(BATCH, TOKENS)
+        return (torch.arange(BATCH * TOKENS) * 7919 % int(embed.vocab)).view(BATCH, TOKENS)
     height, width = embed.sides
-    ramp = torch.linspace(-1.0, 1.0, BATCH * embed.channels * height * width)
-    return (ramp * 37.0).sin().view(BATCH, embed.channels, height, width)
+    shape = (BATCH, int(embed.channels), int(height), int(width))
+    return torch.linspace(-37.0, 37.0, math.prod(shape)).sin().view(shape)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ class Program:
 
     def _constant(self, name: str) -> Fact:
         statement = self.source[name].tree.body[0]
-        value = getattr(statement, "value", None)
+        value: Any = getattr(statement, "value", None)
         try:
             literal = ast.literal_eval(value)
         except (ValueError, TypeError):
@@ -136,6 +136,10 @@ class Program:
         top = self.source[name].tree.body[0]
         bases = [b.id for b in top.bases if isinstance(b, ast.Name)] if isinstance(top, ast.ClassDef) else []
         return [name] + [a for b in bases if b in self.chunks for a in self.family(b)]
+
+    def callees(self, name: str) -> list[Callee]:
+        """The functions of a chunk."""
+        return [callee for callee in self.functions if (callee[0] or callee[1]) == name]
 
     def related(self, name: str) -> set[str]:
         """The class with its descendants, and all of their ancestors."""
@@ -225,7 +229,7 @@ class Program:
         function, facts = self.functions[callee], {}
         defaults = defaults_of(function)
         for parameter in parameters_of(function, bound=bool(owner)):
-            cases = []
+            cases: list[Fact] = []
             for caller, call in self.calls[callee]:
                 bound = bind(call, function, bound=bool(owner)) or {}
                 given = bound.get(parameter.arg, defaults.get(parameter.arg))

@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,10 +25,11 @@ def machine() -> dict[str, str]:
             "instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
 
 
-def load() -> torch.nn.Module:
+def load() -> Any:
     """The model of this folder with its weights, on one thread."""
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("exported_model", HERE / "model.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -44,13 +46,13 @@ def difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def test_weights_have_the_names_and_shapes_of_the_model():
+def test_weights_have_the_names_and_shapes_of_the_model() -> None:
     weights = load_file(HERE / "model.safetensors")
     assert {n: t.shape for n, t in weights.items()} == {n: t.shape for n, t in load().state_dict().items()}
 
 
 @torch.no_grad()
-def test_outputs_are_those_of_the_trained_model():
+def test_outputs_are_those_of_the_trained_model() -> None:
     """Bit for bit on the machine that wrote them, to 1e-5 elsewhere."""
     with safe_open(HERE / "expected.safetensors", "pt") as stored:
         inputs, wanted = stored.get_tensor("inputs"), stored.get_tensor("outputs")
@@ -62,7 +64,7 @@ def test_outputs_are_those_of_the_trained_model():
 
 
 @torch.no_grad()
-def test_step_by_step_decoding_gives_the_same_logits():
+def test_step_by_step_decoding_gives_the_same_logits() -> None:
     model, ids_BT = load(), load_file(HERE / "expected.safetensors")["inputs"]
     state, logits = model.init_state(len(ids_BT), dtype=next(model.parameters()).dtype), []
     for t in range(ids_BT.shape[1]):
@@ -71,7 +73,7 @@ def test_step_by_step_decoding_gives_the_same_logits():
     assert difference(torch.cat(logits, dim=1), model(ids_BT)) <= tolerance(logits_B1V)
 
 
-def test_generation_repeats_with_a_seed():
+def test_generation_repeats_with_a_seed() -> None:
     model, ids_BT = load(), load_file(HERE / "expected.safetensors")["inputs"][:, :4]
     first, second = (model.generate(ids_BT, 12, temperature=0.8, top_k=40, seed=0) for _ in range(2))
     assert first.shape == (len(ids_BT), 16) and torch.equal(first, second)

@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# The text below goes into exported files, where comments for a type checker have no place.
 """The parts of an exported file that hold the operators together, as they stand before they are specialised.
 
 Same computation, in the same order, as `space/model.py`. `Layer` and `Model` never run from here: export folds their

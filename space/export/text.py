@@ -29,9 +29,10 @@ class Text:
 
     def __init__(self, text: str):
         self.text = text
-        self.tree = ast.parse(text)
-        self.lines = text.splitlines(keepends=True)
-        self.starts = [0]
+        self.tree: ast.Module = ast.parse(text)
+        self.lines = [line + "\n" for line in text.split("\n")]  # splitlines would also break at form feeds
+        self.lines[-1] = self.lines[-1][:-1]
+        self.starts: list[int] = [0]
         for line in self.lines:
             self.starts.append(self.starts[-1] + len(line))
 
@@ -51,7 +52,7 @@ class Text:
 
     def first_line(self, statement: ast.stmt) -> int:
         """The first line of a statement with its decorators and the comment lines directly above it."""
-        line = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
+        line: int = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
         while line > 1 and self.lines[line - 2].lstrip().startswith("#"):
             line -= 1
         return line
