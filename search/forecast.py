@@ -89,10 +89,11 @@ def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
     from ..evaluators.training import train
     from ..space.supernet import Supernet
 
+    assert sweep.task is not None
     net = Supernet(sweep.space, seed=sweep.seed)
-    train(net, sweep.task, 1, strategy=sweep.supernet_strategy, seed=sweep.seed)         # type: ignore[arg-type]
+    train(net, sweep.task, 1, strategy=sweep.supernet_strategy, seed=sweep.seed)
     started = time.perf_counter()
-    train(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed)  # type: ignore[arg-type]
+    train(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed)
     return net.state_numpy(), (time.perf_counter() - started) / _TRAINING_STEPS
 
 
@@ -110,7 +111,7 @@ def _total(sweep: Sweep, per_trial: float, per_step: float | None, workers: int)
 
 
 def _memory_gb(workers: int, sweep: Sweep) -> float:
-    resident = psutil.Process(os.getpid()).memory_info().rss
+    resident: int = psutil.Process(os.getpid()).memory_info().rss
     return resident * (1 if sweep.executor == "inline" else 1 + workers) / 1e9
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BodyplanError
 from .journal import Journal, Trial
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..space.architecture import Architecture
+
+Floats = NDArray[np.float64]
 
 __all__ = ["Criterion", "Front", "Origin", "Point", "is_feasible"]
 
@@ -37,9 +40,9 @@ class Criterion:
     @classmethod
     def of(cls, objective: Any) -> Criterion:
         """From an `Objective`, a journal's JSON, or another criterion."""
-        read = objective.get if isinstance(objective, Mapping) else lambda name, default: getattr(
-            objective, name, default)
-        return cls(**{f.name: read(f.name, f.default) for f in fields(cls)})
+        stated = objective if isinstance(objective, Mapping) else {
+            f.name: getattr(objective, f.name) for f in fields(cls) if hasattr(objective, f.name)}
+        return cls(**{f.name: stated[f.name] for f in fields(cls) if f.name in stated})
 
     def violation(self, value: float) -> float:
         """By how much `value` breaks the bound, as a share of it; 0 without a bound or when it holds."""
@@ -141,7 +144,7 @@ class Front:
         return iter(self.points)
 
     @property
-    def values(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def values(self) -> Floats:
         """Objective values, shape (points, objectives)."""
         return self._matrix(self.points)
 
@@ -178,7 +181,7 @@ class Front:
         costs = self._scaled()
         merit = -costs.sum(axis=1) if method == "bulge" else _marginal_utility(costs)
         numbers = [point.number for point in self.points]
-        return [self.points[index] for index in np.lexsort((numbers, -merit.round(12)))[:count]]
+        return [self.points[index] for index in np.lexsort(np.array([numbers, -merit.round(12)]))[:count]]
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per point: number, hash, each objective with its interval, test and standalone values,
@@ -187,7 +190,7 @@ class Front:
 
         return pandas.DataFrame([_row(point, self.objectives) for point in self.points])
 
-    def _matrix(self, trials: Sequence[Trial]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _matrix(self, trials: Sequence[Trial]) -> Floats:
         rows = [[trial.values[objective.name] for objective in self.objectives] for trial in trials]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
 
@@ -195,13 +198,14 @@ class Front:
         signed = [-point.values[o.name] if o.goal == "max" else point.values[o.name] for o in self.objectives]
         return (*signed, point.number)
 
-    def _scaled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _scaled(self) -> Floats:
         """Costs from 0 (best on the front) to 1 (worst); an objective in which all are equal is 0."""
         if not self.points:
             return self.values
         costs = self.values * [-1.0 if goal == "max" else 1.0 for goal in self.goals]
         span = np.ptp(costs, axis=0)
-        return (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
+        scaled: Floats = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
+        return scaled
 
 
 def is_feasible(trial: Trial, objectives: Sequence[Criterion]) -> bool:
@@ -216,7 +220,7 @@ def _as_point(trial: Trial) -> Point:
     return trial if isinstance(trial, Point) else Point.of(trial)
 
 
-def _marginal_utility(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _marginal_utility(costs: Floats) -> Floats:
     """Mean loss, over 4096 fixed linear preferences, of each point's absence to those who prefer it most.
 
     The extremes (best in one objective) always cost much to lose without being knees; they come last where there are

@@ -30,7 +30,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class Journal:
                 query += f" AND {column} = ?"
                 values.append(wanted)
         for row in self._connection.execute(query + " ORDER BY id", values):
-            yield Event(*row[:4], json.loads(row[4]))
+            yield _event(row)
 
     def last(self, kind: str, stream: str | None = None) -> Event | None:
         """The newest event of a kind, or None."""
@@ -188,7 +188,7 @@ class Journal:
         if stream is not None:
             query, values = query + " AND stream = ?", [kind, stream]
         row = self._connection.execute(query + " ORDER BY id DESC LIMIT 1", values).fetchone()
-        return None if row is None else Event(*row[:4], json.loads(row[4]))
+        return None if row is None else _event(row)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -227,6 +227,11 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _event(row: Sequence[Any]) -> Event:
+    number, when, kind, stream, body = row
+    return Event(number, when, kind, stream, json.loads(body))
 
 
 def encode(body: Mapping[str, Any]) -> str:

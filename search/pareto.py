@@ -25,7 +25,7 @@ def nondominated(values: ArrayLike, goals: Sequence[str]) -> NDArray[np.bool_]:
     A point dominates another when it is at least as good in every objective and better in one, so of several
     equal points (ties in all objectives) all are kept. Rows with NaN are never kept. Shape (points,).
     """
-    return ranks(values, goals) == 0
+    return np.equal(ranks(values, goals), 0)
 
 
 def ranks(values: ArrayLike, goals: Sequence[str]) -> NDArray[np.int64]:
@@ -129,4 +129,4 @@ def _minimised(values: ArrayLike, goals: Sequence[str]) -> tuple[Floats, NDArray
     points = points.reshape(0, len(goals)) if points.size == 0 else np.atleast_2d(points)
     if points.shape[1] != len(goals):
         raise ValueError(f"every column has a goal: got {points.shape[1]} columns and {len(goals)} goals")
-    return points * _signs(goals), ~np.isnan(points).any(axis=1)
+    return points * _signs(goals), np.asarray(~np.isnan(points).any(axis=1))

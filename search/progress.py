@@ -57,7 +57,7 @@ class Reporter:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                    TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
         self._bar = Progress(*columns, console=self._console, transient=False)
-        self._task = self._bar.add_task(name, total=total, completed=done, note="", left="")
+        self._task = self._bar.add_task(name, total=total, completed=int(done), note="", left="")
         self._bar.start()
 
     def is_due(self, done: float) -> bool:
@@ -122,7 +122,8 @@ def front_table(front: Front, marks: Sequence[int] = ()) -> Table:
     for point in front:
         number = f"{point.number}{' knee' if point.number in marks else ''}{' yours' if point.initial else ''}"
         cells = [_cell(point.values[o.name], point.intervals.get(o.name)) for o in front.objectives]
-        table.add_row(number, point.short, *cells, *(_cell(getattr(point, kind).get(name), None) for kind, name in extra))
+        cells += [_cell(getattr(point, kind).get(name), None) for kind, name in extra]
+        table.add_row(number, point.short, *cells)
     return table
 
 

@@ -112,8 +112,9 @@ class Session:
             The results' bodies by candidate number, failed ones included.
         """
         wanted = {subject.number: subject for subject in subjects}
-        done = {body["number"]: body for body in (e.body for e in self.journal.events(event))
-                if body["number"] in wanted and body["fidelity"] == fidelity}
+        done: dict[int, Mapping[str, Any]] = {
+            body["number"]: body for body in (e.body for e in self.journal.events(event))
+            if body["number"] in wanted and body["fidelity"] == fidelity}
         jobs = [(subject, self._job(kind, subject, fidelity, folder)) for subject in subjects
                 if subject.number not in done]
         outcomes = self.dispatcher.each(jobs) if jobs else iter(())
@@ -149,9 +150,6 @@ class Surroundings:
 
     def __init__(self, sweep: Sweep):
         self.executor = _executor(sweep)
-        check = getattr(self.executor, "check", None)
-        if callable(check):
-            check()
         self.tracker: Any = _NoTracker()
         if sweep.tracking:
             from .tracking import MLflowTracker

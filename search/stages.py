@@ -52,6 +52,7 @@ def train_supernet(session: Session) -> None:
     if session.journal.last("supernet") is not None:
         session.weights = Supernet.load(sweep.space, path).state_numpy()
         return
+    assert sweep.task is not None
     net = Supernet(sweep.space, seed=sweep.seed)
     session.reporter.begin("training the supernet", sweep.supernet_steps)
 
@@ -268,5 +269,7 @@ def export_knee(session: Session, front: Front) -> str | None:
         from ..space.export import export
 
         export(knee, path)
-        session.journal.append("export", {"number": knee.number, "path": str(path)})
+    body = {"number": knee.number, "path": str(path)}
+    if not _is_last(session, "export", body):
+        session.journal.append("export", body)
     return str(path)

@@ -69,7 +69,8 @@ def resolve(strategy: str | Strategy) -> Strategy:
     """A strategy from its name or itself. Raises ValueError with the nearest known name, TypeError for other
     things."""
     if isinstance(strategy, str):
-        return strategies.get(strategy)()
+        made: Strategy = strategies.get(strategy)()
+        return made
     if isinstance(strategy, type) or not isinstance(strategy, Strategy):
         raise TypeError(f"strategy is a name or an object with start, ask and tell: got {strategy!r}; "
                         f"names: {', '.join(strategies.names())}")
@@ -78,7 +79,7 @@ def resolve(strategy: str | Strategy) -> Strategy:
 
 def describe(strategy: Strategy) -> dict[str, Any]:
     """Name and settings of a strategy, for the journal; settings are the fields of a dataclass strategy."""
-    settings = {}
+    settings: dict[str, Any] = {}
     if dataclasses.is_dataclass(strategy):
         settings = {f.name: getattr(strategy, f.name) for f in dataclasses.fields(strategy) if f.init}
     return {"name": getattr(strategy, "name", type(strategy).__name__), "settings": settings}

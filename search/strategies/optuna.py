@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ...evaluators.objectives import Objective
     from ...space.space import Space
     from ...space.spec import Gene
+    from ..front import Criterion
 
 __all__ = ["OptunaNSGA2", "OptunaTPE", "distributions", "genome_of", "new_study", "parameters_of"]
 
@@ -141,7 +142,7 @@ def genome_of(space: Space, parameters: Mapping[str, Any]) -> Genome:
         for gene in space.genes})
 
 
-def new_study(objectives: Sequence[Objective], **arguments: Any) -> optuna.Study:
+def new_study(objectives: Sequence[Objective | Criterion], **arguments: Any) -> optuna.Study:
     """A study with the objectives' directions and names; says nothing on the log."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,9 +1,13 @@
 """A small space and cheap objectives that every test of the search shares."""
 
 import hashlib
+import sys
 
 import bodyplan as bp
+import cloudpickle
 import pytest
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a conftest
 
 
 def make_space(widths=(8, 16, 32), depth=3, **more):
@@ -43,3 +47,8 @@ def trials_of():
         with bp.Journal.open(directory) as journal:
             return [(t.number, t.stream, t.genome.key, t.state, dict(t.values), t.seed) for t in journal.trials()]
     return read
+
+
+@pytest.fixture(name="pseudo_loss")
+def pseudo_loss_function():
+    return pseudo_loss

@@ -125,7 +125,8 @@ def test_candidates_in_flight_when_it_stopped_are_evaluated_first(sweep_in):
     with bp.Journal.open(directory) as journal:
         waiting = [trial.number for trial in journal.trials() if trial.state == "running"]
         last = max(event.id for event in journal.events())
-    sweep_in("run", objectives=[bp.Objective("x", evaluate=lambda a: 1.0)], reference=[2.0], in_flight=4).run(resume=True)
+    calm = [bp.Objective("x", evaluate=lambda a: 1.0)]
+    sweep_in("run", objectives=calm, reference=[2.0], in_flight=4).run(resume=True)
     with bp.Journal.open(directory) as journal:
         after = [event.body["number"] for event in journal.events("result", after=last)]
     assert len(waiting) == 4 and after[:4] == waiting

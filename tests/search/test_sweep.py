@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import sys
 import time
 
 import bodyplan as bp
@@ -70,7 +71,9 @@ def test_in_ask_order_the_trials_do_not_depend_on_which_candidate_finishes_first
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "ray"])
-def test_in_ask_order_the_trials_are_the_same_on_every_executor(executor, sweep_in, trials_of):
+def test_in_ask_order_the_trials_are_the_same_on_every_executor(executor, sweep_in, trials_of, pseudo_loss):
+    if executor == "ray":  # which has a cloudpickle of its own
+        pytest.importorskip("ray.cloudpickle").register_pickle_by_value(sys.modules[pseudo_loss.__module__])
     here = sweep_in("inline", in_flight=4, order="ask", trials=12)
     there = sweep_in(executor, in_flight=4, order="ask", trials=12, executor=executor, workers=2)
     here.run(), there.run()
