@@ -39,8 +39,7 @@ def check_device(device: str) -> torch.device:
 
 
 def device_fingerprint(device: str = "cpu") -> dict[str, Any]:
-    """What a number measured on `device` depends on: model, cores, torch, threads, and the load of the
-    moment.
+    """What a number measured on `device` depends on: model, cores, torch, threads and load.
 
     `load` is the one-minute average of runnable processes; well above 1 during a single-threaded measurement
     it says that something else was running.

@@ -45,8 +45,7 @@ class Job(Protocol):
 
 
 class Evaluator:
-    """Judges candidates of one space. Made in the sweep's process, sent to workers by cloudpickle, set up
-    there once.
+    """Judges candidates of one space: made by the sweep, sent to workers by cloudpickle, set up there once.
 
     Kinds of job, and what each answers under "objectives":
 
@@ -133,7 +132,8 @@ class Evaluator:
             if self._net is None:
                 self.setup()
             assert self._net is not None
-            return self._net.extract(architecture).eval()
+            extracted: nn.Module = self._net.extract(architecture)
+            return extracted.eval()
         if self.task is not None and job.fidelity.get("steps"):
             return self._trained(job, architecture, self.task)[0]
         return architecture.build(seed=job.seed).eval()

@@ -1,5 +1,4 @@
-"""Latency as an objective: measured, never modelled, with an interval and the conditions it was measured
-under.
+"""Latency as an objective: measured, never modelled, with an interval, under stated conditions.
 
 One measurement is a median over repeats inside a time budget, after a warm-up that ends when the times have
 settled. The interval is the bootstrap 95 % interval of that median: it covers the jitter inside one
@@ -55,7 +54,7 @@ class LatencyProbe:
     def workload(self, architecture: Any, module: nn.Module) -> Callable[[], Any]:
         """The call that is timed: one forward pass, or one token after a prefill of `length` tokens."""
         device = check_device(self.device)
-        placed = _placed(module, device, DTYPES[self.dtype]).eval()
+        placed: Any = _placed(module, device, DTYPES[self.dtype]).eval()
         inputs = example_inputs(architecture.plan, self.batch, self.length, device, DTYPES[self.dtype])
         if self.phase == "prefill":
             return lambda: placed(inputs)
@@ -159,7 +158,7 @@ def _clock_timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
 def _event_timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
     def timed(call: Callable[[], Any]) -> float:
         with torch.cuda.device(device):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))       # type: ignore[no-untyped-call]
             start.record()
             call()
             end.record()
@@ -169,9 +168,7 @@ def _event_timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
 
 
 def _settle(once: Callable[[], float], budget_ms: float) -> int:
-    """Call until the medians of two neighbouring windows agree or the budget is spent; returns the calls
-    made.
-    """
+    """Call until two neighbouring windows agree or the budget is spent; returns how many calls that took."""
     times: list[float] = [once()]
     while sum(times) < budget_ms and len(times) < MOST_REPEATS:
         times.append(once())

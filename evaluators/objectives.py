@@ -122,17 +122,17 @@ def _is_finite(number: object) -> bool:
 
 def parameters(architecture: Any) -> float:
     """Numbers in the parameters of the model, shared ones once."""
-    return architecture.cost(COST_LENGTH).parameters
+    return float(architecture.cost(COST_LENGTH).parameters)
 
 
 def macs(architecture: Any) -> float:
     """Multiply-adds of a prefill of 256 tokens, one sequence."""
-    return architecture.cost(COST_LENGTH).macs
+    return float(architecture.cost(COST_LENGTH).macs)
 
 
 def state_bytes(architecture: Any) -> float:
     """Bytes of the decode state of one sequence after 256 tokens."""
-    return architecture.cost(COST_LENGTH).state_bytes
+    return float(architecture.cost(COST_LENGTH).state_bytes)
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class HeldOutMetric:
 
 
 def _loss(task: Any) -> Objective:
-    goal, unit = ("min", "") if task is None else (task.goal, task.unit)
-    return Objective("loss", goal=goal, unit=unit, evaluate=HeldOutMetric(task), needs="model")
+    unbound = Objective("loss", evaluate=HeldOutMetric(), needs="model")
+    return resolve(unbound, task)
 
 
 objectives: Registry[Callable[[Any], Objective]] = Registry("objective")

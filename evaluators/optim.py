@@ -76,9 +76,7 @@ class MaskedAdamW:
 
     def _update_masked(self, parameter: Tensor, grad: Tensor, held: Moments, mask: Touch, lr: float,
                        decay: float) -> None:
-        """The same in dense arithmetic with weights of 0 and 1: gathering entries costs four times as
-        much.
-        """
+        """The same for some entries, dense with weights of 0 and 1: gathers would cost more than they save."""
         if isinstance(held.count, int):
             held.count = torch.full(parameter.shape, held.count, dtype=torch.int32, device=parameter.device)
         used = torch.ones_like(parameter) if mask is None else mask.to(parameter.dtype)

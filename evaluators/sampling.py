@@ -49,16 +49,13 @@ Strategy = Callable[["Space", int, int], Iterable[Visit]]
 sampling_strategies: Registry[Strategy] = Registry("training strategy")
 
 
-@sampling_strategies.register("single_path")
 def single_path(space: Space, step: int, seed: int) -> Iterator[Visit]:
     """One random subnet per step, learning the task (SPOS, Guo et al., 2020), siblings dealt fairly."""
     yield Visit(_draw(space, step, seed, "random"))
 
 
-@sampling_strategies.register("sandwich")
 def sandwich(space: Space, step: int, seed: int) -> Iterator[Visit]:
-    """A large subnet learning the task, then a small and a random one learning from it (BigNAS, Yu et al.,
-    2020).
+    """A large subnet learns the task, a small and a random one learn from it (BigNAS, Yu et al., 2020).
 
     A space with sibling candidates has no single largest subnet. Each step deals one assignment of siblings;
     at its largest sizes it is the teacher, at its smallest sizes the first student. The second student has an
@@ -69,14 +66,15 @@ def sandwich(space: Space, step: int, seed: int) -> Iterator[Visit]:
     yield Visit(_draw(space, step, seed, "random", deal=1), "student")
 
 
-@sampling_strategies.register("fair")
 def fair(space: Space, step: int, seed: int) -> Iterator[Visit]:
-    """Every sibling once per step (strict fairness, FairNAS): as many subnets as the widest choice of
-    siblings has.
-    """
+    """Every sibling once per step (strict fairness, FairNAS): as many subnets as the widest choice has."""
     rounds = max((len(gene.options or ()) for gene in sibling_genes(space)), default=1)
     for turn in range(rounds):
         yield Visit(_draw(space, step * rounds + turn, seed, "random"))
+
+
+for _strategy in (single_path, sandwich, fair):
+    sampling_strategies.register(_strategy.__name__, _strategy)
 
 
 def sibling_genes(space: Space) -> tuple[Gene, ...]:
@@ -100,9 +98,7 @@ def _is_structure(node: Node) -> bool:
 
 
 def _from_small_to_large(gene: Gene, choice: ChoiceNode | None) -> tuple[Decision, ...]:
-    """Numbers by value, None (no limit) above them, subsets by how many they hold, anything else as
-    written.
-    """
+    """Numbers by value, None (no limit) above them, subsets by length, anything else as written."""
     if gene.options is None:
         return gene.low, gene.high
     if choice is not None:
@@ -119,9 +115,7 @@ def _rank(value: Any) -> tuple[int, float]:
 
 def _draw(space: Space, step: int, seed: int, sizes: Literal["largest", "smallest", "random"],
           deal: int = 0) -> Architecture:
-    """Siblings as dealt, sizes as asked; where constraints forbid that, sizes are drawn until they are
-    allowed.
-    """
+    """Siblings as dealt, sizes as asked; where constraints forbid that, sizes are drawn until allowed."""
     siblings, ordered = _genes(space)
     rng = random.Random(f"{seed}/{step}/{sizes}/{deal}")
     dealt = {gene.path: _deal(gene, step, seed, deal) for gene in siblings}

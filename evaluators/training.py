@@ -39,9 +39,7 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass
 class TrainingRecord:
-    """What a training did. `losses` are the task losses in nats of each step's first visit (NaN where
-    skipped).
-    """
+    """What a training did. `losses` are the task losses in nats of each step's first visit."""
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -118,6 +116,7 @@ class _Run:
         self.shared = hasattr(model, "subnet")
         self.strategy = strategy if self.shared else "plain"
         self.visits = sampling_strategies.get(strategy) if self.shared else None
+        self.space: Any = getattr(model, "space", None)
         named = dict(model.tensors) if self.shared else dict(model.named_parameters())    # type: ignore[arg-type]
         trained = {name: p for name, p in named.items() if p.requires_grad}
         if not trained:
@@ -151,7 +150,7 @@ class _Run:
 
         Returns the modules that gave a gradient, the loss of the first visit, and how many visits there were.
         """
-        visits = [None] if self.visits is None else list(self.visits(self.model.space, step, self.seed))
+        visits = [None] if self.visits is None else list(self.visits(self.space, step, self.seed))
         teacher: Tensor | None = None
         kept, first = [], math.nan
         for number, visit in enumerate(visits):
@@ -161,7 +160,7 @@ class _Run:
             value = float(loss.detach())
             first = value if number == 0 else first
             if math.isfinite(value):
-                (loss / len(visits)).backward()
+                (loss / len(visits)).backward()                            # type: ignore[no-untyped-call]
                 kept.append(module)
                 teacher = logits.detach() if visit is not None and visit.role == "teacher" else teacher
         return kept, first, len(visits)
@@ -184,9 +183,7 @@ class _Run:
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence in nats from the teacher's distribution to the student's, over
-    predictions.
-    """
+    """Mean Kullback-Leibler divergence in nats, over predictions, of the student from the teacher."""
     classes = student.shape[-1]
     ours, theirs = (logits.reshape(-1, classes).float().log_softmax(-1) for logits in (student, teacher))
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -89,8 +89,7 @@ class Task(ABC):
         return self.loss_of(model(batch.inputs), batch)
 
     def score(self, model: nn.Module, split: str = "validation", batches: int | None = None) -> float:
-        """The metric of `model` on the first `batches` batches of a held-out split (default: the task's own
-        number).
+        """The metric of `model` on the first `batches` batches of a held-out split; default: all the task has.
 
         Runs in evaluation mode without gradients and leaves the model's mode as it was. NaN comes back as
         NaN.

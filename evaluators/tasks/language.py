@@ -197,9 +197,7 @@ def _splits(everything: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
 
 @functools.lru_cache(maxsize=16)
 def _held_out_starts(size: int, length: int, count: int) -> NDArray[np.int64]:
-    """Starts of at most `count` windows that do not overlap, spread evenly, in an order that mixes the
-    split.
-    """
+    """Starts of at most `count` windows that do not overlap, spread evenly, in mixed order."""
     slots = max(1, (size - 1) // length)
     chosen = np.linspace(0, slots - 1, num=min(count, slots)).round().astype(np.int64)
     return np.random.default_rng(0).permutation(chosen) * length

@@ -1,6 +1,4 @@
-"""Image classification: the shipped Fashion cut, a folder with one sub-folder per class, or an `.npz`
-file.
-"""
+"""Image classification: the shipped Fashion cut, a folder with one sub-folder per class, or arrays."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ class ImageTask(Task):
     unit: ClassVar[str] = "%"
 
     def batch(self, split: str, step: int, seed: int) -> Batch:
-        """(inputs, targets): float32 pixels in [-1, 1] of shape (batch, C, H, W), int64 labels of shape
-        (batch,).
-        """
+        """(inputs, targets): float32 pixels (batch, C, H, W) in [-1, 1], int64 labels (batch,)."""
         check_split(split)
         held = self._splits()[split]
         if split == "train":
