@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .front import Front
+    from .front import Front, Point
 
 __all__ = ["Reporter", "duration", "front_table"]
 
@@ -41,7 +41,8 @@ class Reporter:
 
     def show(self, table: Any) -> None:
         """A table or any other rich renderable."""
-        self._console.print(table)
+        if not self._console.quiet:  # rich would lay it out all the same
+            self._console.print(table)
 
     def begin(self, name: str, total: float | None, done: float = 0, deadline: float | None = None) -> None:
         """Start a stage of `total` units (None: unknown), of which `done` are done by earlier runs.
@@ -104,13 +105,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def front_table(front: Front, marks: Sequence[int] = ()) -> Table:
+def front_table(front: Front, marks: Sequence[int] = (), limit: int | None = None) -> Table:
     """The front as a table: units in the heading, intervals beside the values, the knee marked.
 
     Args:
         marks: trial numbers to mark as the knee.
+        limit: show at most so many points, spread evenly over the front, marked ones always.
     """
-    table = Table(title=f"Pareto front: {len(front)} candidates", title_justify="left")
+    shown = _spread(front.points, marks, limit)
+    left_out = "" if len(shown) == len(front) else f" ({len(shown)} shown, evenly spread)"
+    table = Table(title=f"Pareto front: {len(front)} candidates{left_out}", title_justify="left")
     table.add_column("trial", justify="right")
     table.add_column("hash")
     for objective in front.objectives:
@@ -119,12 +123,19 @@ def front_table(front: Front, marks: Sequence[int] = ()) -> Table:
              for name in next((list(getattr(point, kind)) for point in front if getattr(point, kind)), [])]
     for kind, name in extra:
         table.add_column(f"{name}, {'test split' if kind == 'test' else 'trained alone'}", justify="right")
-    for point in front:
+    for point in shown:
         number = f"{point.number}{' knee' if point.number in marks else ''}{' yours' if point.initial else ''}"
         cells = [_cell(point.values[o.name], point.intervals.get(o.name)) for o in front.objectives]
         cells += [_cell(getattr(point, kind).get(name), None) for kind, name in extra]
         table.add_row(number, point.short, *cells)
     return table
+
+
+def _spread(points: Sequence[Point], marks: Sequence[int], limit: int | None) -> list[Point]:
+    if limit is None or len(points) <= limit:
+        return list(points)
+    kept = {round(i * (len(points) - 1) / (limit - 1)) for i in range(limit)}
+    return [point for i, point in enumerate(points) if i in kept or point.number in marks]
 
 
 def _cell(value: float | None, interval: tuple[float, float] | None) -> str:

@@ -11,13 +11,15 @@ from .results import shown_path
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["fidelity_lines", "summarise"]
+__all__ = ["fidelity_lines", "front_table", "summarise"]
+
+_ROWS = 24
 
 
 def summarise(session: Session, front: Front, twin: Front | None, exported: str | None) -> None:
     """Print it through the session's reporter."""
     say = session.reporter.say
-    session.reporter.show(front_table(front, [front.knee().number] if len(front) else []))
+    session.reporter.show(front_table(front, [front.knee().number] if len(front) else [], limit=_ROWS))
     say(_trials_line(session))
     say(_volume_line(front, twin))
     fidelity = session.journal.last("fidelity")
@@ -46,7 +48,7 @@ def _trials_line(session: Session) -> str:
     trials = session.journal.trials("search")
     failed = sum(trial.state == "failed" for trial in trials)
     spent = sum(trial.seconds for trial in trials)
-    return (f"{len(trials)} candidates, {failed} failed, {duration(spent)} of evaluation, seed {session.sweep.seed}")
+    return f"{len(trials)} candidates, {failed} failed, {duration(spent)} of evaluation, seed {session.sweep.seed}"
 
 
 def _volume_line(front: Front, twin: Front | None) -> str:
