@@ -4,10 +4,10 @@ A strategy is a function `(space, step, seed) -> visits`: pure, so that a resume
 subnets. The trainer runs the visits of a step in order on one batch, adds their gradients and moves the
 weights once.
 
-Candidates that are dataclasses (attention or Mamba-2, once or looped) have weights of their own, so what one
-of them learns is lost on its siblings; plain values (heads, ratio, depth) are sizes that share one tensor.
-The strategies therefore treat them differently: siblings are dealt like cards, every one exactly once per
-round (fairness as in FairNAS, Chu et al., 2019), sizes are drawn.
+Candidates that are dataclasses (attention or Mamba-2, once or looped) differ in structure, and operators among
+them share no weights: what one learns is lost on its siblings. Plain values (heads, ratio, depth) are sizes of
+one tensor. Hence siblings are dealt like cards, every one exactly once per round (fairness as in FairNAS, Chu et
+al., 2019), and sizes are drawn.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ for _strategy in (single_path, sandwich, fair):
 
 
 def sibling_genes(space: Space) -> tuple[Gene, ...]:
-    """The choices among dataclasses, whose candidates share no weights."""
+    """The choices among dataclasses, whose candidates differ in structure and not only in size."""
     return _genes(space)[0]
 
 
