@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -14,7 +15,8 @@ import torch
 
 from ..registry import unknown
 
-__all__ = ["available_devices", "check_device", "device_fingerprint", "on_threads"]
+__all__ = ["available_devices", "check_device", "device_fingerprint", "keep_freed_memory",
+           "on_threads"]
 
 
 def available_devices() -> list[str]:
@@ -64,6 +66,20 @@ def on_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks for reuse instead of giving them back to the kernel; elsewhere this does nothing.
+
+    Training on a CPU frees and takes the same few megabytes at every step, and zeroing fresh pages for them cost 13 % of
+    a supernet step of the demo space (two cores, one thread). The process keeps up to 1 GiB more than it needs.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 1 << 30)
 
 
 @functools.cache

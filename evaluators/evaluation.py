@@ -49,13 +49,10 @@ class Evaluator:
 
     Kinds of job, and what each answers under "objectives":
 
-        score       every objective. The module is extracted from the supernet where there are weights; else
-        trained
-                    alone from `job.seed` for `fidelity["steps"]`; else, without steps or task, built
-                    untrained.
+        score       every objective. The module is extracted from the supernet where there are weights; else trained
+                    alone from `job.seed` for `fidelity["steps"]`; else, without steps or task, built untrained.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
-                    "extra" holds the test metric too. `fidelity["save"]` names a safetensors file for the
-                    weights.
+                    "extra" holds the test metric too.
         test        {"loss": test metric} of the module that "score" would judge.
 
     Every answer has "objectives", "intervals" ([low, high] of those that estimate) and "extra". Numbers are
@@ -116,8 +113,6 @@ class Evaluator:
         module, record = self._trained(job, architecture, task)
         seconds = time.perf_counter() - started
         found = evaluate_model(task, module)
-        if "save" in job.fidelity:
-            _save(module, architecture, Path(job.fidelity["save"]))
         return {"objectives": {"loss": found["validation"]},
                 "extra": {**found, "steps": record.steps, "train_seconds": seconds, "train_loss": record.losses[-1]}}
 
@@ -139,11 +134,14 @@ class Evaluator:
         return architecture.build(seed=job.seed).eval()
 
     def _trained(self, job: Job, architecture: Architecture, task: Task) -> tuple[nn.Module, Any]:
+        """Trained alone; the weights go to the file that `fidelity["save"]` names, if it names one."""
         steps = job.fidelity.get("steps")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
         module = architecture.build(seed=job.seed)
         record = train(module, task, steps, lr=self.lr, seed=job.seed)
+        if "save" in job.fidelity:
+            _save(module, architecture, Path(job.fidelity["save"]))
         return module.eval(), record
 
     def _needed_task(self, job: Job) -> Task:
@@ -204,7 +202,9 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed & 0xFFFF_FFFF)
-        torch.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        torch.default_generator.manual_seed(seed)     # torch.manual_seed visits every backend: 0.3 ms a candidate
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..errors import BodyplanError
 from .checkpoint import read_checkpoint, write_checkpoint
-from .devices import on_threads
+from .devices import keep_freed_memory, on_threads
 from .optim import MaskedAdamW, Touch, clip_gradients
 from .sampling import Visit, sampling_strategies
 from .tasks.base import Batch
@@ -79,6 +79,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str = "sandwich", 
         BodyplanError: the training diverged, or the checkpoint cannot be read.
     """
     _check(steps, lr, warmup)
+    keep_freed_memory()
     run = _Run(model, task, strategy, seed, weight_decay)
     path = None if checkpoint is None else Path(checkpoint)
     settings = {"steps": steps, "strategy": run.strategy, "lr": lr, "seed": seed, "warmup": warmup,

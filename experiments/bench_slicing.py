@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import bodyplan as bp
 import numpy as np
 import torch
-
-import bodyplan as bp
 
 __all__ = ["measure", "slicing_space"]
 
@@ -75,7 +74,8 @@ def measure(width: int = 128, batch: int = 16, length: int = 128, threads: int =
         for index, size in enumerate(space.widths()):
             architecture = next(a for a in map(space.architecture, space.enumerate()) if a.plan.width == size)
             subnet, model = net.subnet(architecture), net.extract(architecture)
-            measured = ratio(step_of(subnet, ids_BT, list(net.parameters())), step_of(model, ids_BT, list(model.parameters())))
+            measured = ratio(step_of(subnet, ids_BT, list(net.parameters())),
+                             step_of(model, ids_BT, list(model.parameters())))
             rows.append({"mixer": name, "width": size, "of": width, "tokens": batch * length, "threads": threads,
                          "size": "half" if index == 0 else "full", **measured})
     return rows

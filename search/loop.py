@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..space.genome import Genome
@@ -25,7 +26,7 @@ from .strategies.base import Strategy
 if TYPE_CHECKING:
     from ..space.space import Space
 
-__all__ = ["Budget", "Cache", "Loop", "result_body"]
+__all__ = ["Budget", "Cache", "Loop", "result_body", "saving"]
 
 _STALE = 500  # proposals in a row that were all known before the space counts as exhausted
 
@@ -66,10 +67,10 @@ class Loop:
 
     def __init__(self, space: Space, journal: Journal, ledger: Ledger, strategy: Strategy, dispatcher: Dispatcher,
                  cache: Cache, *, seed: int, fidelity: Mapping[str, Any], order: str, in_flight: int,
-                 watch: Callable[[int], None] = lambda number: None):
+                 weights_folder: Path | None = None, watch: Callable[[int], None] = lambda number: None):
         self.space, self.journal, self.ledger, self.strategy = space, journal, ledger, strategy
         self.dispatcher, self.cache, self.watch = dispatcher, cache, watch
-        self.seed, self.fidelity = seed, dict(fidelity)
+        self.seed, self.fidelity, self.weights_folder = seed, dict(fidelity), weights_folder
         self.in_order, self.in_flight = order == "ask", in_flight
         self._next_number = max((trial.number for trial in journal.trials()), default=-1) + 1
         self.is_exhausted = False
@@ -138,11 +139,12 @@ class Loop:
             self._finish(proposal, {**known, "number": proposal.number, "seconds": 0.0, "cached": True})
             return
         seed = evaluation_seed(self.seed, proposal.genome, self.fidelity)
-        self.dispatcher.add(proposal, Job(proposal.number, "score", proposal.genome, seed, self.fidelity))
+        self.dispatcher.add(proposal, Job(proposal.number, "score", proposal.genome, seed,
+                                          {**self.fidelity, **saving(self.weights_folder, proposal.hash)}))
 
     def _record(self, key: Hashable, job: Job, outcome: Outcome) -> None:
         assert isinstance(key, Proposal)
-        body = {"number": key.number, **result_body(job, outcome, self.ledger.objectives)}
+        body = {"number": key.number, **result_body(job, outcome, self.ledger.objectives), "fidelity": self.fidelity}
         self.cache.put(key.hash, body)
         self._finish(key, body)
 
@@ -166,6 +168,11 @@ class Loop:
         for index in ready:
             del self.ledger.untold[index]
         return True
+
+
+def saving(folder: Path | None, hash_: str) -> dict[str, str]:
+    """The part of a job's fidelity that says where trained weights go; it is no part of what a result is known by."""
+    return {} if folder is None else {"save": str(folder / f"{hash_}.safetensors")}
 
 
 def result_body(job: Job, outcome: Outcome, objectives: Sequence[Criterion]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .dispatch import Dispatcher, StopRequest
 from .executors.base import Executor, Job, make_executor
 from .front import Criterion, Front
 from .journal import Journal
-from .loop import Cache, result_body
+from .loop import Cache, result_body, saving
 from .origin import SweepOrigin
 from .progress import Reporter
 from .resume import Ledger, seconds_spent
@@ -132,8 +132,7 @@ class Session:
 
     def _job(self, kind: str, subject: Subject, fidelity: Mapping[str, Any], folder: Path | None) -> Job:
         seed = evaluation_seed(self.sweep.seed, subject.genome, fidelity)
-        save = {} if folder is None else {"save": str(folder / f"{subject.hash}.safetensors")}
-        return Job(0, kind, subject.genome, seed, {**fidelity, **save})
+        return Job(0, kind, subject.genome, seed, {**fidelity, **saving(folder, subject.hash)})
 
     def _fill_cache(self) -> None:
         for trial in self.journal.events("probe"):

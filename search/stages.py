@@ -10,10 +10,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from random import Random as Generator
 from typing import Any
 
 from ..errors import BodyplanError
+from .executors.base import available_cpus
 from .front import Criterion, Front
 from .journal import Trial, encode
 from .loop import Budget, Loop
@@ -61,8 +63,9 @@ def train_supernet(session: Session) -> None:
         session.stop.check()
 
     checkpoint = sweep.directory / "supernet.checkpoint.safetensors"
+    # Half the cores: on two, a second thread gained 13 % on an idle machine and lost several-fold beside any other load.
     record = train(net, sweep.task, sweep.supernet_steps, strategy=sweep.supernet_strategy, seed=sweep.seed,
-                   checkpoint=checkpoint, resume=True, progress=progress)
+                   checkpoint=checkpoint, resume=True, progress=progress, threads=max(1, available_cpus() // 2))
     session.reporter.end()
     net.save(path)
     session.journal.append("supernet", {
@@ -106,7 +109,7 @@ def _probe(session: Session) -> list[float]:
     distinct = {space.architecture(genome).hash: genome for genome in reversed(genomes)}
     subjects = [Subject(number, genome, hash_) for number, (hash_, genome) in enumerate(reversed(distinct.items()))]
     bodies = session.evaluate("probe", "score", session.sweep.fidelity, subjects, session.objectives,
-                              "placing the reference point")
+                              "placing the reference point", session.sweep.weights_folder)
     for body in bodies.values():
         session.cache.put(body["hash"], body)
     rows = [[body["values"][o.name] for o in session.objectives] for body in bodies.values()
@@ -154,7 +157,7 @@ def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, bu
         return
     loop = Loop(sweep.space, session.journal, ledger, strategy, session.dispatcher, session.cache, seed=sweep.seed,
                 fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight,
-                watch=_Watch(session, stream, ledger))
+                weights_folder=sweep.weights_folder, watch=_Watch(session, stream, ledger))
     session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
     loop.run(budget, initial)
     session.reporter.end()
@@ -247,10 +250,37 @@ def conclude(session: Session) -> Front:
     if not _is_last(session, "front", body):
         session.journal.append("front", body)
     exported = export_knee(session, front)
+    drop_weights(session, front)
+    write_report(session)
     if not _is_last(session, "finished", {"trials": body["trials"]}):
         session.journal.append("finished", {"seconds": time.monotonic() - session.began, "trials": body["trials"]})
     summarise(session, front, twin, exported)
     return front
+
+
+def write_report(session: Session) -> None:
+    """The static page of the sweep in its directory; it opens from disk."""
+    from .results import Results, pages
+
+    text = pages.get("report.html")(Results.read(session.journal))
+    (session.sweep.directory / "report.html").write_text(text, encoding="utf-8")
+
+
+def drop_weights(session: Session, front: Front) -> None:
+    """Keep the weights of candidates trained alone where somebody may want them: the front, and what was retrained."""
+    kept = {point.hash for point in front} | {event.body["hash"] for event in session.journal.events("standalone")}
+    for file in (session.sweep.directory / WEIGHTS_FOLDER).glob("*.safetensors"):
+        if file.stem not in kept:
+            file.unlink()
+
+
+def _training(session: Session) -> dict[str, Any]:
+    """What the model card says of the weights."""
+    sweep = session.sweep
+    assert sweep.task is not None, "only sweeps with a task train"
+    how = (f"inherited from a supernet ({sweep.supernet_strategy}, {sweep.supernet_steps} steps)" if sweep.supernet
+           else f"trained alone for {sweep.steps} steps")
+    return {"weights": how, "data": sweep.task.describe(), "seed": sweep.seed, "torch": version("torch")}
 
 
 def _is_last(session: Session, kind: str, body: dict[str, Any]) -> bool:
@@ -268,7 +298,7 @@ def export_knee(session: Session, front: Front) -> str | None:
     if not path.exists():
         from ..space.export import export
 
-        export(knee, path)
+        export(knee, path, card={"objectives": session.objectives, "training": _training(session)})
     body = {"number": knee.number, "path": str(path)}
     if not _is_last(session, "export", body):
         session.journal.append("export", body)

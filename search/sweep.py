@@ -14,7 +14,7 @@ from .definition import check_same, definition
 from .executors.base import Evaluator, Executor, available_cpus
 from .front import Front
 from .journal import FILE_NAME, Journal, check_free
-from .origin import SweepOrigin
+from .origin import WEIGHTS_FOLDER, SweepOrigin
 from .strategies.base import Strategy, resolve
 
 if TYPE_CHECKING:
@@ -159,6 +159,11 @@ class Sweep:
         from ..evaluators.evaluation import Evaluator
 
         return Evaluator(self.space, self.task, self.objectives, weights=weights)
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """Where candidates that are trained alone leave their weights during the search, None where none are."""
+        return self.directory / WEIGHTS_FOLDER if self.trains and not self.supernet else None
 
     def run(self, resume: bool = False) -> Front:
         """Search until the budget is spent, and answer with the front.

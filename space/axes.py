@@ -141,10 +141,20 @@ def take(stored: Tensor, held: Param, wanted: Param) -> Tensor:
 
 
 def flat_indices(held: Param, wanted: Param) -> Tensor:
-    """Positions in the flattened stored tensor that `take` reads, in order (int64, shape [wanted.numel])."""
+    """Positions in the flattened stored tensor that `take` reads, in order (int64, shape [wanted.numel]).
+
+    Those of small tensors are remembered: every training step asks for the same ones. Do not write to the result.
+    """
+    return _remembered_indices(held, wanted) if held.numel <= 1 << 18 else _indices(held, wanted)
+
+
+def _indices(held: Param, wanted: Param) -> Tensor:
     import torch
 
     return take(torch.arange(held.numel).view(held.shape), held, wanted).flatten()
+
+
+_remembered_indices = lru_cache(maxsize=1024)(_indices)
 
 
 @lru_cache(maxsize=65536)

@@ -57,7 +57,7 @@ def test_dashboards_know_results_only():
     for path in files("dashboards"):
         for target, rest in imports(path):
             if target == "search":
-                assert rest and rest[0] in RESULTS_ONLY | {"tracking", "saved_views"}, f"{path.name} imports search.{'.'.join(rest)}"
+                assert rest and rest[0] in RESULTS_ONLY | {"tracking", "saved_views"}, f"{path.name} imports {rest}"
 
 
 @pytest.mark.parametrize("room", ["kernels", "space", "evaluators"])

@@ -7,12 +7,15 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 import warnings
 from collections import deque
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+import cloudpickle
 
 from ...errors import BodyplanError
 from ..worker import THREAD_VARIABLES, pin_threads
@@ -104,6 +107,8 @@ class RayExecutor(Executor):
         try:
             self._ray = self._cleanup.enter_context(self._connection())
             self._count = self._fitting_count()
+            for module in cloudpickle.list_registry_pickle_by_value():     # Ray keeps a registry of its own
+                self._ray.cloudpickle.register_pickle_by_value(sys.modules[module])
             self._evaluator = self._ray.put(evaluator)
             for _ in range(self._count):
                 self._hire()

@@ -170,7 +170,7 @@ def _run(module: nn.Module, factory: Callable[[int], Any], width: int, x_BTD: Te
 
 @lru_cache(maxsize=256)
 def _declared(factory: Callable[[int], Any], width: int) -> tuple[tuple[str, Param], ...]:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):      # the caller may be building on the meta device
         torch.manual_seed(0)
         module = factory(width)
     others = (_probe(factory, other) for other in (2 * width, 3 * width, width // 2) if other)
