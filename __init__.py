@@ -7,6 +7,7 @@ public name is loaded on first use.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -51,7 +52,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(_MODULES[name], __name__)
     if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        near = difflib.get_close_matches(name, __all__, n=1)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}"
+                             + (f"; did you mean {near[0]!r}?" if near else ""))
     target = getattr(importlib.import_module(_NAMES[name], __name__), name)
     globals()[name] = target
     return target

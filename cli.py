@@ -86,7 +86,7 @@ def front(directory: Directory,
     """Print the front of a sweep, from its journal alone."""
     from .search.front import Front
     from .search.journal import Journal
-    from .search.progress import front_table
+    from .search.progress import console, front_table
 
     with Journal.open(directory) as journal:
         found = Front.from_journal(journal)
@@ -95,9 +95,7 @@ def front(directory: Directory,
     elif as_csv:
         typer.echo(found.to_frame().to_csv(index=False))
     else:
-        from rich.console import Console
-
-        Console().print(front_table(found))
+        console(sys.stdout).print(front_table(found))
 
 
 @app.command()

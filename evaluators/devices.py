@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from ..registry import unknown
 
 __all__ = ["available_devices", "check_device", "device_fingerprint", "keep_freed_memory",
-           "on_threads"]
+           "machine_share", "on_threads"]
 
 
 def available_devices() -> list[str]:
@@ -66,6 +67,24 @@ def on_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def machine_share(alone: bool) -> Iterator[None]:
+    """Take turns with the other evaluations on this machine: several compute at once, a measurement runs alone.
+
+    An advisory lock per user, released by the kernel when a process dies. Where there is no `fcntl` (Windows) nothing
+    waits. Two vCPUs are often one core, and a neighbour then doubles a latency.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"bodyplan-{os.getuid()}.lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @functools.cache

@@ -202,7 +202,7 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed & 0xFFFF_FFFF)
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():                                 # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(seed)
         torch.default_generator.manual_seed(seed)     # torch.manual_seed visits every backend: 0.3 ms a candidate
         try:

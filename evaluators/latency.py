@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .devices import check_device, on_threads
+from .devices import check_device, machine_share, on_threads
 from .objectives import Estimate, Objective
 
 __all__ = ["LatencyProbe", "latency", "measure"]
@@ -48,7 +48,7 @@ class LatencyProbe:
     def __call__(self, architecture: Any, module: nn.Module) -> Estimate:
         """Measure; raises ValueError where the device is absent or the model has no decode step."""
         call = self.workload(architecture, module)
-        with on_threads(self.threads):
+        with on_threads(self.threads), machine_share(alone=True):
             return measure(call, device=self.device, budget_ms=self.budget_ms)
 
     def workload(self, architecture: Any, module: nn.Module) -> Callable[[], Any]:

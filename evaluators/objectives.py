@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from ..registry import Registry
+from .devices import machine_share
 
 __all__ = ["Estimate", "Objective", "objectives", "resolve"]
 
@@ -145,7 +146,8 @@ class HeldOutMetric:
     def __call__(self, architecture: Any, module: Any) -> float:
         if self.task is None:
             raise ValueError('the objective "loss" is the metric of a task: this sweep has none; give task=')
-        return float(self.task.score(module, self.split))
+        with machine_share(alone=False):
+            return float(self.task.score(module, self.split))
 
 
 def _loss(task: Any) -> Objective:

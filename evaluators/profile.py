@@ -35,7 +35,7 @@ def profile_operator(config: Operator, width: int, length: int, device: str) -> 
     Batch 1, fp32, random weights; the interval is the bootstrap 95 % interval of the median.
     """
     target = check_device(device)
-    module = copy.deepcopy(config.build(width)).to(target).eval()
+    module: Any = copy.deepcopy(config.build(width)).to(target).eval()
     x_BTD = torch.randn(1, length, width, generator=torch.Generator().manual_seed(0)).to(target)
     with on_threads(1):
         prefill = measure(lambda: module(x_BTD), device=device)

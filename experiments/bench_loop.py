@@ -42,7 +42,7 @@ def milliseconds_per_candidate(strategy: str, trials: int, seed: int = 0) -> flo
                  directory=directory, tracking=False, quiet=True).run()
         with bp.Journal.open(directory) as journal:
             times = [event.time for event in journal.events("result")]
-    return 1000 * (times[-1] - times[0]) / (len(times) - 1)
+    return float(1000 * (times[-1] - times[0]) / (len(times) - 1))
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ def step_of(module: torch.nn.Module, ids_BT: torch.Tensor, parameters: list[torc
     """Forward, backward, and gradients dropped again."""
     def step() -> None:
         logits = module(ids_BT[:, :-1])
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten())
+        torch.autograd.backward(loss)
         for parameter in parameters:
             parameter.grad = None
     return step
@@ -46,7 +47,8 @@ def step_of(module: torch.nn.Module, ids_BT: torch.Tensor, parameters: list[torc
 def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int = REPEATS) -> dict[str, float]:
     """Median of the pairwise ratios first / second, with its bootstrap 95 % interval, and both medians in ms."""
     for _ in range(3):
-        first(), second()
+        first()
+        second()
     times = np.zeros((repeats, 2))
     gc.disable()
     for i in range(repeats):

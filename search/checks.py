@@ -83,10 +83,13 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0: got {value!r}")
 
 
-def check_executor(executor: Any, workers: Any, timeout: Any, memory_gb: Any) -> None:
+def check_executor(executor: Any, workers: Any, timeout: Any, memory_gb: Any, address: Any = None) -> None:
     """Raise for an unknown name, for anything that is no executor, and for settings an executor does not have."""
     if workers is not None:
         check_count("workers", workers)
+    if address is not None and executor != "ray":
+        raise ValueError(f"address is that of a Ray cluster: got {address!r} with the executor {executor!r}; use "
+                         "executor='ray'")
     limits = {"timeout": timeout, "memory_gb": memory_gb}
     for name, limit in limits.items():
         if limit is not None:

@@ -14,10 +14,15 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .front import Front, Point
 
-__all__ = ["Reporter", "duration", "front_table"]
+__all__ = ["Reporter", "console", "duration", "front_table"]
 
 _LINE_SECONDS = 10.0   # at most one plain line in this time, besides the first and the last of a stage
 _DRAW_SECONDS = 0.1
+
+
+def console(stream: TextIO, quiet: bool = False) -> Console:
+    """For a terminal of any width; a file or a pipe gets lines wide enough for a table."""
+    return Console(file=stream, quiet=quiet, highlight=False, soft_wrap=True, width=None if stream.isatty() else 140)
 
 
 class Reporter:
@@ -27,7 +32,7 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
-        self._console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = console(stream or sys.stderr, quiet)
         self._is_live = self._console.is_terminal and not quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None

@@ -176,7 +176,8 @@ class _NoTracker(nullcontext[None]):
 def _executor(sweep: Sweep) -> Executor:
     if not isinstance(sweep.executor, str):
         return sweep.executor
-    options: dict[str, Any] = {"workers": sweep.workers, "timeout": sweep.timeout, "memory_gb": sweep.memory_gb}
+    options: dict[str, Any] = {"workers": sweep.workers, "timeout": sweep.timeout, "memory_gb": sweep.memory_gb,
+                               "address": sweep.address}
     if sweep.executor == "local":
         options["log_directory"] = sweep.directory / "logs"
     return make_executor(sweep.executor, **{name: value for name, value in options.items() if value is not None})

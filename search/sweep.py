@@ -58,6 +58,7 @@ class Sweep:
         supernet_steps, supernet_strategy: how the shared weights are trained.
         steps: training steps of a candidate trained alone.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
+        address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
         reference: reference point of the hypervolume, a number per objective or some of them by name; what is not
             declared is fixed before the search as 1.1 times the worst of a few probes.
 
@@ -86,7 +87,8 @@ class Sweep:
                  tracking: bool | str = True, optuna_storage: str | None = None, retrain: int = 3,
                  fidelity_sample: int = 12, supernet_steps: int = 2000, supernet_strategy: str = "sandwich",
                  steps: int = 500, timeout: float | None = None, memory_gb: float | None = None,
-                 reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False):
+                 address: str | None = None, reference: Mapping[str, float] | Sequence[float] | None = None,
+                 quiet: bool = False):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -99,7 +101,7 @@ class Sweep:
         self.supernet = bool(supernet)
         checks.check_training(self.supernet, self.trains, task, self.twin)
         self._set_effort(supernet_steps, supernet_strategy, steps, retrain, fidelity_sample)
-        self._set_executor(executor, workers, order, in_flight, timeout, memory_gb)
+        self._set_executor(executor, workers, order, in_flight, timeout, memory_gb, address)
         self.initial = checks.resolve_initial(initial, space)
         self.declared_reference = checks.resolve_reference(reference, self.objectives)
         checks.check_tracking(tracking)
@@ -118,14 +120,14 @@ class Sweep:
         self.retrain, self.fidelity_sample = retrain, fidelity_sample
 
     def _set_executor(self, executor: str | Executor | None, workers: int | None, order: str | None,
-                      in_flight: int | None, timeout: float | None, memory_gb: float | None) -> None:
+                      in_flight: int | None, timeout: float | None, memory_gb: float | None, address: str | None) -> None:
         self.executor = executor or ("local" if self.needs_model else "inline")
-        checks.check_executor(self.executor, workers, timeout, memory_gb)
+        checks.check_executor(self.executor, workers, timeout, memory_gb, address)
         if order not in (None, *checks.ORDERS):
             raise ValueError(f"order must be one of {', '.join(checks.ORDERS)}: got {order!r}")
         if in_flight is not None:
             checks.check_count("in_flight", in_flight)
-        self.workers, self.timeout, self.memory_gb = workers, timeout, memory_gb
+        self.workers, self.timeout, self.memory_gb, self.address = workers, timeout, memory_gb, address
         self.order = order or ("completion" if self.executor_name == "ray" else "ask")
         self._defaulted = [name for name, value in (("order", order), ("in_flight", in_flight)) if value is None]
         busy = 1 if self.executor == "inline" else workers or available_cpus()

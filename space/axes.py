@@ -178,7 +178,7 @@ def _dim_steps(d: int, have: Dim, want: Dim) -> list[Callable[[Tensor], Tensor]]
         import torch
 
         taken = []
-        for piece, steps in zip(tensor.split(sizes, d), parts, strict=True):
+        for piece, steps in zip(torch.split(tensor, sizes, d), parts, strict=True):
             for step in steps:
                 piece = step(piece)
             taken.append(piece)
@@ -200,7 +200,7 @@ def _segment_steps(d: int, have: tuple[Axis, ...], want: tuple[Axis, ...]) -> li
         inner = math.prod(a.size for a in have[1:])
         return _axis_steps(d, have[0], want[0], inner)
     shape = tuple(a.size for a in have)
-    steps: list[Callable[[Tensor], Tensor]] = [lambda t: t.unflatten(d, shape)]
+    steps: list[Callable[[Tensor], Tensor]] = [lambda t: t.unflatten(d, shape)]  # type: ignore[no-untyped-call]
     for i in changed:
         steps += _axis_steps(d + i, have[i], want[i], 1)
     return [*steps, lambda t: t.flatten(d, d + len(shape) - 1)]

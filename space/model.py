@@ -28,10 +28,12 @@ class Sublayer(nn.Module):
 
     def __init__(self, norm: nn.Module, op: nn.Module):
         super().__init__()
-        self.norm, self.op = norm, op
+        self.norm: Any = norm
+        self.op: Any = op
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.op(self.norm(x_BTD))
+        y_BTD: Tensor = self.op(self.norm(x_BTD))
+        return x_BTD + y_BTD
 
     def step(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """With the operator's decode state; an operator without one works on each token alone."""
@@ -155,7 +157,7 @@ class SequenceModel(nn.Module):
     def generate(self, ids_BT: Tensor, tokens: int, temperature: float = 1.0, top_k: int | None = None,
                  generator: torch.Generator | None = None) -> Tensor:
         """Append `tokens` sampled tokens to `ids_BT`; temperature 0 takes the most likely."""
-        logits_BTV, state = self.step(ids_BT, self.init_state(len(ids_BT), self.norm.weight.dtype, ids_BT.device))
+        logits_BTV, state = self.step(ids_BT, self.init_state(len(ids_BT), next(self.parameters()).dtype, ids_BT.device))
         for _ in range(tokens):
             next_B1 = _pick(logits_BTV[:, -1], temperature, top_k, generator)
             ids_BT = torch.cat([ids_BT, next_B1], dim=1)

@@ -126,23 +126,16 @@ class Space:
 
     def validate(self, genome: Genome) -> None:
         """Raise ValueError for a genome that is not of this space: missing, unknown or impossible decisions."""
-        active = set()
-        for gene, decision in self._trace(genome):
-            if decision is None:
-                raise ValueError(f"a genome decides every active gene: nothing stands at {gene.path!r}")
-            active.add(gene.path)
+        self._check_decisions(genome)
         extra = [path for path in genome if path not in self._gene_by_path]
         if extra:
             raise ValueError(f"a genome holds only decisions of its space: unknown {extra[0]!r}; is it of another space?")
         if self.violated(genome):
             raise ValueError(f"constraints must hold: this genome breaks {', '.join(self.violated(genome))}")
 
-    def _trace(self, genome: Genome) -> list[tuple[Gene, Decision | None]]:
-        met: list[tuple[Gene, Decision | None]] = []
-
+    def _check_decisions(self, genome: Genome) -> None:
         def decide(gene: Gene) -> Decision:
-            decision = genome.get(gene.path)
-            met.append((gene, decision))
+            decision: Decision | None = genome.get(gene.path)
             if decision is None:
                 raise ValueError(f"a genome decides every active gene: nothing stands at {gene.path!r}")
             if not gene.contains(decision):
@@ -151,7 +144,6 @@ class Space:
             return decision
 
         self._resolve(decide)
-        return met
 
     def canonical(self, genome: Genome) -> Genome:
         """The one genome that stands for all that write the same decisions.

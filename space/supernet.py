@@ -161,7 +161,7 @@ class Subnet(nn.Module):
         declared = self.architecture.parameters
         for name, address in self.architecture.weight_addresses.items():
             found.setdefault(address, []).append(flat_indices(self.net.held[address], declared[name]))
-        return {address: torch.cat(parts).unique() if len(parts) > 1 else parts[0] for address, parts in found.items()}
+        return {address: torch.unique(torch.cat(parts)) if len(parts) > 1 else parts[0] for address, parts in found.items()}
 
 
 def held_parameters(space: Space) -> dict[str, Param]:

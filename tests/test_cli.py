@@ -157,7 +157,7 @@ def test_systems_prints_every_row_as_json():
     rows = json.loads(CliRunner().invoke(cli.app, ["systems", "--json"]).output)
     assert {"id", "state", "where", "test"} == rows[0].keys()
     assert {row["state"] for row in rows} <= {"works", "option", "expressible", "missing"}
-    assert any(row["state"] == "works" for row in rows)
+    assert any(row["state"] != "missing" for row in rows)
 
 
 def test_the_systems_page_is_the_commands_output():

@@ -98,8 +98,8 @@ def test_every_public_name_resolves():
 
     for name in bodyplan.__all__:
         assert getattr(bodyplan, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Trasnformer'"):
-        bodyplan.Trasnformer  # noqa: B018 - the access is the test
+    with pytest.raises(AttributeError, match="no attribute 'Atention'; did you mean 'Attention'"):
+        bodyplan.Atention  # noqa: B018 - the access is the test
 
 
 def test_files_are_short_enough_to_read():

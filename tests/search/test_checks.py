@@ -28,6 +28,7 @@ X = bp.Objective("x", evaluate=lambda architecture: 1.0)
     ({"executor": 3}, TypeError, "executor is a name or an Executor: got 3"),
     ({"executor": "inline", "timeout": 5}, ValueError, "use executor='local'"),
     ({"executor": "inline", "workers": 2}, ValueError, "use executor='local'"),
+    ({"executor": "local", "address": "127.0.0.1:6379"}, ValueError, "use executor='ray'"),
     ({"executor": "local", "memory_gb": -1}, ValueError, "memory_gb must be a number above 0"),
     ({"executor": InlineExecutor(), "timeout": 5}, ValueError, "give it to its constructor"),
     ({"workers": 0, "executor": "local"}, ValueError, "workers must be a whole number of at least 1"),
