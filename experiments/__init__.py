@@ -1,1 +1,9 @@
-"""(docstring and map of the folder)"""
+"""Complete studies and benchmarks, each a Python file that runs by itself.
+
+    first_sweep     the study behind `bodyplan demo`: hybrid byte-level language models on embedded text
+    benchmarks      every benchmark below in one page (`make bench` writes docs/benchmarks.md)
+    bench_slicing   a training step through a supernet's views against the extracted module
+    bench_loop      milliseconds per candidate of the in-process loop
+    bench_executors milliseconds per candidate of the executors, Ray included
+    bench_tracking  what MLflow costs a sweep
+"""

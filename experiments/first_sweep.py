@@ -42,6 +42,6 @@ def sweep(minutes: float = 12.0, directory: str = "runs/first") -> bp.Sweep:
         task=bp.tasks.text(length=128, batch=4),
         objectives=["loss", bp.latency("cpu", batch=1, length=128, phase="decode", budget_ms=30), "parameters"],
         strategy="evolution", trials=max(20, round(20 * minutes)), twin=True,
-        supernet=True, supernet_steps=round(145 * minutes), supernet_strategy="sandwich",
+        supernet=True, supernet_steps=round(125 * minutes), supernet_strategy="sandwich",
         steps=round(35 * minutes), fidelity_sample=12 if minutes >= 6 else 6, retrain=3,
         executor="local", directory=directory, seed=0)

@@ -87,7 +87,8 @@ def _objectives(card: Mapping[str, Any]) -> str:
     columns = [c for c in ("value", "interval", "unit", "goal", "device", "seed", "test", "standalone")
                if any(row.get(c) not in (None, "") for row in rows)]
     return "## Measured\n\n" + _table(("objective", *columns),
-                                      [(row["name"], *(_show(row.get(c)) for c in columns)) for row in rows])
+                                      [(row["name"], *(str(row[c]) if c == "seed" else _show(row.get(c)) for c in columns))
+                                       for row in rows])
 
 
 def _show(value: Any) -> str:
