@@ -127,6 +127,44 @@ def _attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(2 * batch * module.heads * module.head_dim * _half_square(length, module.window))
 
 
+def _all_pairs(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Both ways; with a window those less than it apart."""
+    batch, length = inputs[0].shape[:2]
+    pairs = 2 * _half_square(length, module.window) - length
+    return float(2 * batch * module.heads * module.head_dim * pairs)
+
+
+def _reusing_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Over the keys another layer published, in the narrower of the two windows."""
+    batch, length = inputs[0].shape[:2]
+    pairs = _half_square(length, module.published(inputs[1])[3])
+    pairs = 2 * pairs - length if module.bidirectional else pairs
+    return float(2 * batch * module.heads * module.head_dim * pairs)
+
+
+def _memory_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, length = inputs[0].shape[:2]
+    return float(2 * batch * module.heads * module.head_dim * length * inputs[1]["memory"].shape[1])
+
+
+def _window_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """All pairs of all windows, places that fill up the last ones included."""
+    batch, *grid = inputs[0].shape[:-1]
+    places = 1
+    for size in grid:
+        side = min(module.window, size)
+        places *= side * side * math.ceil(size / side)
+    return float(2 * batch * module.heads * module.head_dim * places)
+
+
+def _reduced_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid = inputs[0].shape[:-1]
+    side = 1 if module.squares is None else module.squares.shape[-1]
+    smaller = math.prod(math.ceil(size / side) for size in grid)
+    squares = 0 if module.squares is None else module.squares.numel()
+    return float(batch * smaller * (squares + 2 * module.heads * module.head_dim * math.prod(grid)))
+
+
 def _state_space(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """Inside the chunks scores and what they read; between them what states are given and what they give."""
     batch, length = inputs[0].shape[:2]
@@ -167,6 +205,25 @@ def _short_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> flo
     return float(batch * _taps(module, length))
 
 
+def _depthwise_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Every tap at every token of a sequence or a grid."""
+    return float(output.numel() * math.prod(module.taps.shape[1:]))
+
+
+def _full_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(output.numel() * math.prod(module.weight.shape[1:]))
+
+
+def _transposed_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(inputs[0].numel() * math.prod(module.weight.shape[1:]))
+
+
+def _sparse_experts(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Three matrices of each chosen expert; the router is a module of its own."""
+    tokens = inputs[0].numel() // inputs[0].shape[-1]
+    return float(tokens * module.top_k * 3 * module.gate[0].numel())
+
+
 def _logits(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(inputs[0].numel() * output.shape[-1])
 
@@ -189,6 +246,18 @@ def _taps(module: Any, length: int) -> int:
 
 _FORMULAS: dict[str, Formula] = {
     "CausalAttention": _attention,
+    "BidirectionalAttention": _all_pairs,
+    "ReusingAttention": _reusing_attention,
+    "MemoryAttention": _memory_attention,
+    "ShiftedWindowAttention": _window_attention,
+    "SpatialReductionAttention": _reduced_attention,
+    "DepthwiseConvolution2d": _depthwise_convolution,
+    "ConformerConvolution": _depthwise_convolution,
+    "ConvolutionUnit": _full_convolution,
+    "GroupedConvolution": _short_convolution,
+    "Resample": _full_convolution,
+    "Upsample": _transposed_convolution,
+    "SparseExperts": _sparse_experts,
     "StateSpaceDuality": _state_space,
     "GatedDeltaRule": _delta_rule,
     "LongConvolution": _long_convolution,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType
@@ -65,6 +65,11 @@ class Custom(Operator):
         module = _probe(self.factory, 64) or _probe(self.factory, 8)
         return module is not None and hasattr(module, "step") and hasattr(module, "init_state")
 
+    @property
+    def fixed(self) -> Mapping[str, str]:                                             # type: ignore[override]
+        """Every axis: what a module of your own does with it is not known."""
+        return _Every("a module of your own may tell its entries apart")
+
     def check(self, width: int, where: str) -> None:
         if not callable(self.factory):
             raise TypeError(f"Custom takes a class or function of the width at {where}: got {self.factory!r}; "
@@ -119,6 +124,20 @@ class Custom(Operator):
             return 0
         state = _state_after(self.factory, width, length)
         return sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+
+
+class _Every(dict[str, str]):
+    """One reason for every name."""
+
+    def __init__(self, reason: str):
+        super().__init__()
+        self.reason = reason
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return self.reason
 
 
 def _name(factory: Callable[..., Any]) -> str:

@@ -1,11 +1,13 @@
-"""What enters the residual stream: tokens or image patches.
+"""What enters the residual stream: tokens, image patches, or frames of features.
 
-Legend: B batch, T tokens, D width, C channels, H and W pixels, P pixels of one patch (all channels).
+Legend: B batch, T tokens, D width, C channels, H and W pixels, P pixels of one patch (all channels), L frames,
+F features of one frame.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import Init, Param, axis, param
-from ..operator import Operator, Source
+from ..operator import Length, Operator, Source
 from .checks import require_whole
 
-__all__ = ["ImagePatches", "PatchEmbedding", "TokenEmbedding", "TokenTable"]
+__all__ = ["FrameEmbedding", "ImagePatches", "PatchEmbedding", "StackedFrames", "TokenEmbedding", "TokenTable"]
 
 
 class TokenTable(nn.Module):
@@ -37,6 +39,7 @@ class TokenEmbedding(Operator):
 
     vocab: Any
     kind: ClassVar[str] = "embedding"
+    fixed: ClassVar[Mapping[str, str]] = {"vocab": "a row is a token"}
     source: ClassVar[Source] = Source("Attention Is All You Need", 2017)
 
     def check(self, width: int, where: str) -> None:
@@ -57,31 +60,38 @@ class TokenEmbedding(Operator):
 
 
 class ImagePatches(nn.Module):
-    """Square patches, projected, plus a learned vector per place; left to right, top to bottom."""
+    """Square patches, projected, plus a learned vector per place; left to right, top to bottom, or as a grid."""
 
-    def __init__(self, patch: int, channels: int, rows: int, columns: int, width: int):
+    def __init__(self, patch: int, channels: int, rows: int, columns: int, width: int, position: bool = True,
+                 grid: bool = False):
         super().__init__()
-        self.patch = patch
+        self.patch, self.rows, self.columns, self.grid = patch, rows, columns, grid
         self.projection = nn.Linear(channels * patch * patch, width, bias=False)
-        self.position = nn.Parameter(torch.empty(rows, columns, width))
+        self.position = nn.Parameter(torch.empty(rows, columns, width)) if position else None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         patches_BPT = F.unfold(pixels_BCHW, self.patch, stride=self.patch)
         x_BTD: Tensor = self.projection(patches_BPT.transpose(1, 2))
-        return x_BTD + self.position.flatten(0, 1)
+        if self.position is not None:
+            x_BTD = x_BTD + self.position.flatten(0, 1)
+        return x_BTD.view(len(x_BTD), self.rows, self.columns, -1) if self.grid else x_BTD
 
 
 @dataclass(frozen=True)
 class PatchEmbedding(Operator):
     """An Image is Worth 16x16 Words (Dosovitskiy et al., 2020). pixels (B, channels, H, W) to (B, patches, width).
 
-    patch: side of the square patches. channels: of the images. image: their side, or (height, width).
+    patch: side of the square patches. channels: of the images. image: their side, or (height, width). grid: hand on
+    (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector.
     """
 
     patch: Any = 4
     channels: Any = 1
     image: Any = 28
+    grid: Any = False
+    position: Any = True
     kind: ClassVar[str] = "embedding"
+    fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     source: ClassVar[Source] = Source("An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
@@ -91,6 +101,12 @@ class PatchEmbedding(Operator):
     def sides(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.image if isinstance(self.image, tuple) else (self.image, self.image)
+
+    @property
+    def length(self) -> Length:
+        """Patches of an image, or (rows, columns) of a grid of them: what costs are counted for."""
+        rows, columns = (side // self.patch for side in self.sides)
+        return (rows, columns) if self.grid else rows * columns
 
     def check(self, width: int, where: str) -> None:
         require_whole("patch", self.patch, where)
@@ -105,13 +121,14 @@ class PatchEmbedding(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         d, (height, wide) = axis("width", width), self.sides
         down, across = axis("patch_rows", self.patch, "centre"), axis("patch_columns", self.patch, "centre")
-        rows, columns = axis("rows", height // self.patch), axis("columns", wide // self.patch)
-        return {"position": param(rows, columns, d, init=Init("normal", gain=0.02)),
-                "projection.weight": param(d, axis("channels", self.channels) * down * across)}
+        rows, columns = (axis(name, side // self.patch, "spread") for name, side in (("rows", height), ("columns", wide)))
+        table = {"position": param(rows, columns, d, init=Init("normal", gain=0.02))} if self.position else {}
+        return {**table, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
 
     def build(self, width: int) -> nn.Module:
         height, wide = self.sides
-        return ImagePatches(self.patch, self.channels, height // self.patch, wide // self.patch, width)
+        return ImagePatches(self.patch, self.channels, height // self.patch, wide // self.patch, width,
+                            bool(self.position), bool(self.grid))
 
     def macs(self, width: int, length: int) -> float:
         """The projection of every patch of one image, whatever `length` says."""
@@ -120,3 +137,51 @@ class PatchEmbedding(Operator):
 
     def decode_macs(self, width: int, length: int) -> float:
         return 0.0
+
+
+class StackedFrames(nn.Module):
+    """Every `stack` frames side by side, projected; frames at the end that fill no stack are left out."""
+
+    def __init__(self, features: int, stack: int, width: int):
+        super().__init__()
+        self.stack = stack
+        self.projection = nn.Linear(stack * features, width, bias=False)
+
+    def forward(self, frames_BLF: Tensor) -> Tensor:
+        batch, length, features = frames_BLF.shape
+        whole_BLF = frames_BLF[:, :length - length % self.stack]
+        x_BTD: Tensor = self.projection(whole_BLF.reshape(batch, length // self.stack, self.stack * features))
+        return x_BTD
+
+
+@dataclass(frozen=True)
+class FrameEmbedding(Operator):
+    """Fast and Accurate Recurrent Neural Network Acoustic Models for Speech Recognition (Sak et al., 2015): stacked
+    frames. features (B, frames, features) to (B, frames / stack, width).
+
+    features: numbers per frame, such as 80 mel bands. stack: frames that become one token.
+    """
+
+    features: Any = 80
+    stack: Any = 4
+    kind: ClassVar[str] = "embedding"
+    fixed: ClassVar[Mapping[str, str]] = {"features": "an input feature", "stack": "a frame's place in the stack"}
+    causal: ClassVar[bool] = False
+    streaming: ClassVar[bool] = False
+    source: ClassVar[Source] = Source("Fast and Accurate Recurrent Neural Network Acoustic Models for Speech "
+                                      "Recognition", 2015)
+
+    def check(self, width: int, where: str) -> None:
+        require_whole("features", self.features, where)
+        require_whole("stack", self.stack, where, instead="use 1 for a token per frame")
+
+    def axes(self, width: int) -> dict[str, Param]:
+        stacked = axis("stack", self.stack) * axis("features", self.features)
+        return {"projection.weight": param(axis("width", width), stacked)}
+
+    def build(self, width: int) -> nn.Module:
+        return StackedFrames(self.features, self.stack, width)
+
+    def macs(self, width: int, length: int) -> float:
+        """The projection of every token; `length` counts tokens, not frames."""
+        return float(length * self.matrix_numel(width))

@@ -5,6 +5,7 @@ Legend: B batch, T tokens, D width, V vocabulary, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -47,6 +48,7 @@ class LanguageHead(Operator):
     tied: Any = True
     vocab: Any = None
     kind: ClassVar[str] = "head"
+    fixed: ClassVar[Mapping[str, str]] = {"vocab": "a row is a token"}
     source: ClassVar[Source] = Source("Using the Output Embedding to Improve Language Models", 2017)
 
     def for_embedding(self, embed: Any) -> LanguageHead:
@@ -72,14 +74,14 @@ class LanguageHead(Operator):
 
 
 class ClassScores(nn.Module):
-    """Class scores of the mean over all tokens."""
+    """Class scores of the mean over all tokens of a sequence [B, T, D] or a grid [B, H, W, D]."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
         self.scores = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        scores_BK: Tensor = self.scores(x_BTD.mean(dim=1))
+        scores_BK: Tensor = self.scores(x_BTD.flatten(1, -2).mean(dim=1))
         return scores_BK
 
 
@@ -89,6 +91,7 @@ class ClassifierHead(Operator):
 
     classes: Any
     kind: ClassVar[str] = "head"
+    fixed: ClassVar[Mapping[str, str]] = {"classes": "a row is a class"}
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     source: ClassVar[Source] = Source("Network In Network", 2013)

@@ -7,6 +7,7 @@ units of the filter network.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -123,6 +124,8 @@ class Hyena(Operator):
     conv: Any = 3
     reach: Any = 512
     causal_to_the_bit: ClassVar[bool] = False      # a transform rounds by the whole sequence
+    fixed: ClassVar[Mapping[str, str]] = {"branches": "each plays another part", "filters": "they run one after the other",
+                                          "bands": "a band is a frequency"}
     source: ClassVar[Source] = Source("Hyena Hierarchy: Towards Larger Convolutional Language Models", 2023,
                                       options=("S300",))
 
@@ -148,7 +151,7 @@ class Hyena(Operator):
         for layer in range(3):
             declared[f"sine_{layer}.bias"] = param(f, init=phase)
             if layer:
-                declared[f"sine_{layer}.weight"] = param(f, axis("filter_in", self.filter_dim))
+                declared[f"sine_{layer}.weight"] = param(f, f)
         return declared
 
     def build(self, width: int) -> nn.Module:

@@ -123,11 +123,10 @@ class Mamba2(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         g, r = axis("groups", self.groups), axis("group_heads", self.heads(width) // self.groups)
-        d, inner = axis("width", width), g * r * axis("head_dim", self.head_dim)
+        d, inner, heads = axis("width", width), g * r * axis("head_dim", self.head_dim), g * r
         matrices = g * axis("state", self.state)
-        heads, channels = axis("heads", self.heads(width)), axis("channels", self.expand * width)
-        declared = {"input.weight": param(inner + inner + matrices + matrices + g * r, d),
-                    "out.weight": param(d, inner), "norm": param(channels, share="own", init="ones"),
+        declared = {"input.weight": param(inner + inner + matrices + matrices + heads, d),
+                    "out.weight": param(d, inner), "norm": param(inner, share="own", init="ones"),
                     "A_log": param(heads, share="own", init="a_log"),
                     "dt_bias": param(heads, share="own", init="dt_bias"), "D": param(heads, share="own", init="ones")}
         if self.conv:

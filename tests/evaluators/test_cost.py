@@ -5,6 +5,9 @@ import pytest
 import torch
 from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.space.operator import operators
+from bodyplan.space.operators.grouped_conv import GroupedConv
+from bodyplan.space.operators.low_rank import LowRankMLP
+from bodyplan.space.operators.moe import MoE
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +26,23 @@ CASES = {
     "hyena of order 3": bp.Hyena(order=3, filter_dim=16, bands=4),
     "short convolution": bp.ShortConv(kernel=3),
     "swiglu": bp.SwiGLU(ratio=2),
+    "attention both ways": bp.Attention(heads=2, bidirectional=True, rotary=False, qk_norm=True),
+    "windowed attention both ways": bp.Attention(heads=4, kv_heads=1, window=16, bidirectional=True),
+    "window attention": bp.WindowAttention(heads=2, window=8),
+    "reduced attention": bp.ReducedAttention(heads=2, reduction=3),
+    "attention that reduces nothing": bp.ReducedAttention(heads=2, reduction=1),
+    "conformer convolution": bp.ConformerConv(kernel=7),
+    "causal conformer convolution": bp.ConformerConv(kernel=4, norm="layer", bidirectional=False),
+    "depthwise convolution": bp.DepthwiseConv2d(kernel=5),
+    "convnext unit": bp.ConvNeXtUnit(kernel=3, ratio=2),
+    "convolution": bp.Conv2d(kernel=3),
+    "mobile convolution": bp.MobileConv(kernel=3, expand=2),
+    "pooling": bp.Pooling(),
+    "average pooling": bp.AveragePool(),
+    "zero": bp.Zero(),
+    "grouped convolution": GroupedConv(kernel=3, groups=2),
+    "experts": MoE(experts=4, top_k=2, ratio=1),
+    "low-rank mlp": LowRankMLP(ratio=2, rank=8),
     "mlp": bp.MLP(ratio=3, activation="squared_relu"),
 }
 
@@ -62,7 +82,27 @@ def test_the_declaration_is_what_is_counted(name, length):
 def test_every_mixer_and_channel_has_a_case():
     ours = {name for name in operators.names() if operators.get(name).__module__.startswith("bodyplan.")
             and operators.get(name).kind in ("mixer", "channel")}
-    assert ours - {"Custom", "Identity"} <= {type(operator).__name__ for operator in CASES.values()}
+    assert ours - {"Custom", "Identity", "CrossAttention"} <= {type(operator).__name__ for operator in CASES.values()}
+
+
+@pytest.mark.parametrize(("first", "second", "narrow"), [
+    ({}, {}, {}), ({"window": 8}, {}, {"window": 8}), ({}, {"window": 5}, {"window": 5}),
+    ({"bidirectional": True}, {"bidirectional": True, "window": 9}, {"bidirectional": True, "window": 9})], ids=str)
+def test_attention_with_borrowed_keys_counts_what_it_sees(first, second, narrow):
+    x, shared = torch.randn(1, 40, WIDTH), {}
+    build(bp.Attention(heads=2, **first))(x, shared)
+    module = build(bp.Attention(heads=2, reuse_kv=True, **second))
+    counted = macs_thop(module, x, shared)
+    assert counted == macs_flop_counter(module, x, shared)
+    assert counted == bp.Attention(heads=2, reuse_kv=True, **narrow).macs(WIDTH, 40)
+
+
+@pytest.mark.parametrize("length", [40, 64])
+def test_cross_attention_is_counted_with_the_memory_it_reads(length):
+    module, x, shared = build(bp.CrossAttention(heads=4, kv_heads=2)), torch.randn(1, length, WIDTH), {}
+    shared["memory"] = torch.randn(1, length, WIDTH)
+    counted = macs_thop(module, x, shared)
+    assert counted == macs_flop_counter(module, x, shared) == bp.CrossAttention(heads=4, kv_heads=2).macs(WIDTH, length)
 
 
 @pytest.mark.parametrize("recursion", [bp.Once(), bp.Loop(times=2), bp.Loop(times=3, lora_rank=2)], ids=repr)

@@ -1,0 +1,74 @@
+"""Attention that looks both ways, and attention with the keys and values of an earlier layer.
+
+Legend: B batch, T new tokens, S visible tokens, D width, H query heads, G key/value heads, P head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import CausalAttention, attend, rotate, rotation
+from .rmsnorm import RootMeanSquareNorm
+
+__all__ = ["BidirectionalAttention", "ReusingAttention"]
+
+
+class BidirectionalAttention(CausalAttention):
+    """Self-attention in which all tokens see each other; with a window those less than `window` apart."""
+
+    def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
+        return attend(q_BTHP, k_BSGP, v_BSGP, self.window, bidirectional=True)
+
+
+class ReusingAttention(nn.Module):
+    """Queries of its own to the keys and values that the nearest attention layer before it published.
+
+    It keeps no state: cached keys and values come with the new ones. A published window holds here as well.
+    """
+
+    shares = True
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, window: int | None = None,
+                 rope_base: float = 10000.0, rotary: bool = True, qk_norm: bool = False, bidirectional: bool = False):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.window, self.rope_base, self.rotary, self.bidirectional = window, rope_base, rotary, bidirectional
+        self.query = nn.Linear(width, heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
+        self.query_norm = RootMeanSquareNorm(head_dim) if qk_norm else None
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
+        return {}
+
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any]) -> Tensor:
+        return self.step(x_BTD, None, shared)[0]
+
+    def step(self, x_BTD: Tensor, state: dict[str, Any] | None,
+             shared: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Attend from T new tokens to everything the earlier layer saw."""
+        k_BSGP, v_BSGP, start, window = self.published(shared)
+        q_BTHP = self.query(x_BTD).unflatten(-1, (self.heads, self.head_dim))
+        if self.query_norm is not None:
+            q_BTHP = self.query_norm(q_BTHP)
+        if self.rotary:
+            q_BTHP = rotate(q_BTHP, *rotation(start, x_BTD.shape[1], self.head_dim // 2, self.rope_base, x_BTD))
+        y_BTHP = attend(q_BTHP, k_BSGP, v_BSGP, window, self.bidirectional)
+        return self.out(y_BTHP.flatten(2)), {}
+
+    def published(self, shared: dict[str, Any]) -> tuple[Tensor, Tensor, int, int | None]:
+        """Keys, values, position of the first new token, and the narrower of the two windows.
+
+        Raises ValueError where no layer published any, or the layer that did has other sizes.
+        """
+        if "kv" not in shared:
+            raise ValueError("reuse_kv needs an attention layer with keys and values before it: got none; "
+                             "give the first attention layer reuse_kv=False")
+        k_BSGP, v_BSGP, start, window = shared["kv"]
+        if k_BSGP.shape[2:] != (self.kv_heads, self.head_dim):
+            raise ValueError(f"reuse_kv needs the kv_heads and head_dim of the layer before: got {self.kv_heads} and "
+                             f"{self.head_dim} after {k_BSGP.shape[2]} and {k_BSGP.shape[3]}; give both the same")
+        windows = [w for w in (window, self.window) if w is not None]
+        return k_BSGP, v_BSGP, start, min(windows, default=None)

@@ -1,0 +1,72 @@
+"""One two-dimensional filter per channel.
+
+Legend: B batch, H and W rows and columns of tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..axes import Axis, Dim, Param, axis, param
+from ..operator import Length, Operator, Source, tokens_of
+from .short_conv import tap_init
+from .spatial import as_grid, require_odd
+
+__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "square_taps"]
+
+
+def square_taps(channels: Axis | Dim, kernel: int) -> Param:
+    """One square filter per channel; a smaller kernel is the middle of a larger one."""
+    return param(channels, axis("tap_rows", kernel, "centre"),
+                 axis("tap_columns", kernel, "centre"), init=tap_init(kernel * kernel))
+
+
+class DepthwiseConvolution2d(nn.Module):
+    """`y[r, c] = sum over i, j of taps[i, j] x[r + i - k // 2, c + j - k // 2]` per channel; zeros outside the grid."""
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        self.taps = nn.Parameter(torch.empty(width, kernel, kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_BDHW = as_grid(x).permute(0, 3, 1, 2)
+        channels, kernel, _ = self.taps.shape
+        y_BDHW = F.conv2d(x_BDHW, self.taps[:, None], padding=kernel // 2, groups=channels)
+        return y_BDHW.permute(0, 2, 3, 1).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class DepthwiseConv2d(Operator):
+    """The token mixer of ConvNeXt (Liu et al., 2022), without what surrounds it there: see `ConvNeXtUnit`.
+
+    kernel: side of the square filter, odd. A sequence is a grid of one column.
+    """
+
+    kernel: Any = 7
+    causal: ClassVar[bool] = False
+    streaming: ClassVar[bool] = False
+    spatial: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
+    source: ClassVar[Source] = Source("A ConvNet for the 2020s", 2022, options=("S022",))
+
+    def check(self, width: int, where: str) -> None:
+        require_odd("kernel", self.kernel, where)
+
+    def axes(self, width: int) -> dict[str, Param]:
+        return {"taps": square_taps(axis("width", width), self.kernel)}
+
+    def build(self, width: int) -> nn.Module:
+        return DepthwiseConvolution2d(width, self.kernel)
+
+    def macs(self, width: int, length: Length) -> float:
+        """Every tap at every place, taps on the zeros outside included, as they are executed."""
+        return float(tokens_of(length) * width * self.kernel**2)
+
+    def decode_macs(self, width: int, length: Length) -> float:
+        """A whole pass: an operator that looks ahead has no next token."""
+        return self.macs(width, length)

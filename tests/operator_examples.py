@@ -1,0 +1,106 @@
+"""The table the contract runs over: for every registered operator a few (config, width) pairs.
+
+The largest comes first; the others' weights are parts of its weights. Together they must vary every axis the operator
+declares (`test_contract.py` says which one is missing) and every option that changes what the module does.
+"""
+
+from __future__ import annotations
+
+import bodyplan as bp
+import torch
+from bodyplan.space.operator import Operator
+from bodyplan.space.operators.batchnorm import BatchNorm
+from bodyplan.space.operators.conformer_conv import ConformerConv
+from bodyplan.space.operators.conv2d import Conv2d
+from bodyplan.space.operators.convnext import ConvNeXtUnit
+from bodyplan.space.operators.cross_attention import CrossAttention
+from bodyplan.space.operators.depthwise_conv2d import DepthwiseConv2d
+from bodyplan.space.operators.embedding import FrameEmbedding
+from bodyplan.space.operators.grouped_conv import GroupedConv
+from bodyplan.space.operators.inverted_residual import MobileConv
+from bodyplan.space.operators.layernorm import LayerNorm, NoNorm
+from bodyplan.space.operators.low_rank import LowRankMLP
+from bodyplan.space.operators.moe import MoE
+from bodyplan.space.operators.pooling import AveragePool, Pooling
+from bodyplan.space.operators.reduced_attention import ReducedAttention
+from bodyplan.space.operators.window_attention import WindowAttention
+from bodyplan.space.operators.zero import Zero
+
+__all__ = ["EXAMPLES", "UNVARIED", "Doubled"]
+
+
+class Doubled(torch.nn.Module):
+    """A module of somebody's own."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = torch.nn.Linear(width, 2 * width)
+        self.out = torch.nn.Linear(2 * width, width)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.out(self.inner(x_BTD).tanh())
+
+
+EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
+    "Attention": [
+        (bp.Attention(heads=4, kv_heads=2, qk_norm=True), 32), (bp.Attention(heads=4, kv_heads=2, window=5), 32),
+        (bp.Attention(heads=4, kv_heads=2, rotary=False, qk_norm=True), 32),
+        (bp.Attention(heads=2, bidirectional=True, window=4), 32), (bp.Attention(heads=2, value_residual=True), 24),
+        (bp.Attention(heads=2, head_dim=4, window=1), 16), (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24)],
+    "AveragePool": [(AveragePool(size=5), 16), (AveragePool(size=3), 8)],
+    "BatchNorm": [(BatchNorm(), 32), (BatchNorm(momentum=0.3), 16)],
+    "ConformerConv": [
+        (ConformerConv(kernel=7), 32), (ConformerConv(kernel=5, norm="layer"), 16),
+        (ConformerConv(kernel=4, norm="layer", bidirectional=False), 24)],
+    "Conv2d": [(Conv2d(kernel=5), 16), (Conv2d(kernel=3, activation="silu", norm=False), 8),
+               (Conv2d(kernel=1, activation=None), 12)],
+    "ConvNeXtUnit": [(ConvNeXtUnit(kernel=7, layer_scale=0.5), 16), (ConvNeXtUnit(kernel=3, ratio=2), 8)],
+    "CrossAttention": [
+        (CrossAttention(heads=4, kv_heads=2), 32), (CrossAttention(heads=2, kv_heads=1, head_dim=6), 24),
+        (CrossAttention(heads=2), 8)],
+    "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8)],
+    "FrameEmbedding": [(FrameEmbedding(features=10, stack=3), 16), (FrameEmbedding(features=6, stack=2), 8)],
+    "GatedDeltaNet": [
+        (bp.GatedDeltaNet(heads=2, expand_v=2), 32), (bp.GatedDeltaNet(heads=1, head_dim=8), 16),
+        (bp.GatedDeltaNet(heads=2, conv=3, allow_neg_eigval=True), 24),
+        (bp.GatedDeltaNet(heads=2, conv=None, gate=False, decay=False), 24), (bp.GatedDeltaNet(heads=2, conv=1), 16)],
+    "Mamba2": [
+        (bp.Mamba2(state=16, head_dim=8, groups=2), 32), (bp.Mamba2(state=8, head_dim=8, expand=1, groups=2), 32),
+        (bp.Mamba2(state=8, head_dim=8, conv=2), 16), (bp.Mamba2(state=16, head_dim=4, conv=None), 24)],
+    "Hyena": [
+        (bp.Hyena(order=3, filter_dim=16), 32), (bp.Hyena(order=2, filter_dim=8, bands=4, conv=2, reach=64), 24)],
+    "ShortConv": [(bp.ShortConv(kernel=6), 32), (bp.ShortConv(kernel=3), 16), (bp.ShortConv(kernel=1), 32)],
+    "GroupedConv": [
+        (GroupedConv(kernel=5, groups=4), 32), (GroupedConv(kernel=3, groups=2, channels=6), 16),
+        (GroupedConv(kernel=1, groups=1), 8)],
+    "LowRankMLP": [(LowRankMLP(ratio=4, rank=12), 32), (LowRankMLP(ratio=1, rank=5, activation="silu"), 16),
+                   (LowRankMLP(ratio=2, rank=8, activation="squared_relu"), 24)],
+    "MoE": [(MoE(experts=6, top_k=2, ratio=2), 32), (MoE(experts=3, top_k=1, ratio=1), 16),
+            (MoE(experts=4, top_k=3, ratio=1), 24)],
+    "LayerNorm": [(LayerNorm(), 32), (LayerNorm(bias=False), 16)],
+    "MobileConv": [(MobileConv(kernel=5, expand=3), 16), (MobileConv(kernel=3, expand=1), 8)],
+    "NoNorm": [(NoNorm(), 32)],
+    "Pooling": [(Pooling(size=5), 16), (Pooling(size=3), 8)],
+    "ReducedAttention": [(ReducedAttention(heads=4, reduction=3), 16), (ReducedAttention(heads=2, reduction=2), 8),
+                         (ReducedAttention(heads=2, reduction=1, head_dim=6), 8)],
+    "WindowAttention": [
+        (WindowAttention(heads=4, window=4, shift=True), 16), (WindowAttention(heads=2, window=3, head_dim=3), 8)],
+    "Zero": [(Zero(), 16)],
+    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1), 16)],
+    "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
+    "Identity": [(bp.Identity(), 32)],
+    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(), 16)],
+    "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
+    "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
+                       (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16)],
+    "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16)],
+    "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16)],
+    "Custom": [(bp.Custom(Doubled), 32), (bp.Custom(Doubled), 16)],
+}
+
+# Axes that have one size in every network: operator, axis -> why.
+UNVARIED: dict[str, dict[str, str]] = {
+    "Attention": {"half": "a rotary pair is two numbers", "terms": "own values, and those of the first layer"},
+    "Hyena": {"time": "one positional feature is the distance itself"},
+    "Custom": {"copies1": "Doubled packs two copies", "copies0": "Doubled packs two copies"},
+}
