@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .versions import GENOME as SCHEMA_VERSION
+from .versions import upgraded
+
 __all__ = ["Decision", "Genome", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION = 1
 Decision = int | float | tuple[int, ...]
 
 
@@ -66,8 +68,6 @@ class Genome(Mapping[str, Decision]):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Genome:
-        """Read what `to_json` wrote. Raises ValueError for another schema version."""
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"a genome of schema_version {SCHEMA_VERSION} is needed: got "
-                             f"{stored.get('schema_version')!r}; write it again with this version of bodyplan")
-        return cls({k: tuple(v) if isinstance(v, list) else v for k, v in stored["decisions"].items()})
+        """Read what `to_json` wrote. Raises ValueError for a schema version that is not known here."""
+        decisions = upgraded(stored, "genome")["decisions"]
+        return cls({k: tuple(v) if isinstance(v, list) else v for k, v in decisions.items()})

@@ -1,7 +1,7 @@
 """The compiled form of a space: a tree in which every possible decision has one fixed path.
 
-`Compiler` turns the user's dataclasses into these nodes once. Afterwards sampling, validating, mutating and
-resolving are the same walk with another answer to the question "what is decided here?".
+`Compiler` (in `compiling`) turns the user's dataclasses into these nodes once. Afterwards sampling, validating, mutating
+and resolving are the same walk with another answer to the question "what is decided here?".
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
-from .choices import Choice, Integer, Real, Repeat, Subset, Tied
 from .genome import Decision
 
-__all__ = ["Compiler", "Decide", "Fixed", "Gene", "Node", "describe", "variants"]
+__all__ = ["ChoiceNode", "Decide", "Fixed", "Gene", "Leaf", "Node", "RecordNode", "RepeatNode", "SequenceNode",
+           "SubsetNode", "join", "variants", "walks"]
 
 MAX_MEMORY = 4096
 Decide = Callable[["Gene"], Decision]
@@ -26,7 +26,11 @@ Resolved = tuple[Any, Any]   # the value, and the weight addresses of the datacl
 
 @dataclass(frozen=True, eq=False)
 class Gene:
-    """One possible decision. Discrete genes list their `options`; continuous ones have `low` and `high`."""
+    """One possible decision. Discrete genes list their `options`; continuous ones have `low` and `high`.
+
+    kind: choice | integer | real | subset. numbers: what the options stand for, where each is a number. items, ordered: how
+    many candidates a subset is taken from, and whether their order counts.
+    """
 
     path: str
     kind: str
@@ -35,34 +39,60 @@ class Gene:
     high: float = 0.0
     log: bool = False
     labels: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
+    items: int = 0
+    ordered: bool = False
 
     def sample(self, rng: random.Random) -> Decision:
         if self.options is not None:
             return self.options[int(rng.random() * len(self.options))]
         return _draw_real(self, rng)
 
+    @cached_property
+    def index(self) -> dict[Decision, int]:
+        """The place of every option."""
+        return {option: i for i, option in enumerate(self.options or ())}
+
+    @cached_property
+    def digits(self) -> int:
+        """Decimals a continuous decision is rounded to: twelve significant ones of the range."""
+        return 12 - math.floor(math.log10(self.high - self.low)) if self.high > self.low else 15
+
+    def rounded(self, number: float) -> float:
+        """The continuous decision nearest to `number`: inside the range, at its ends or a round decimal."""
+        return min(max(round(number, self.digits), self.low), self.high)
+
     def contains(self, decision: Decision) -> bool:
-        if self.options is not None:
-            return any(type(o) is type(decision) and o == decision for o in self.options)
-        return isinstance(decision, (int, float)) and self.low <= decision <= self.high
+        if self.options is None:
+            return isinstance(decision, (int, float)) and self.low <= decision <= self.high
+        try:
+            return type(self.options[self.index[decision]]) is type(decision)
+        except (KeyError, TypeError):
+            return False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to decide."""
+        return self.high > self.low if self.options is None else len(self.options) > 1
 
     def label(self, decision: Decision) -> str:
         """The decision in words: a candidate's class, a number."""
         if self.labels and self.options is not None:
-            return self.labels[self.options.index(decision)]
+            return self.labels[self.index[decision]]
         return f"{decision:g}" if isinstance(decision, float) else str(decision)
 
 
 def _draw_real(gene: Gene, rng: random.Random) -> float:
     if gene.log:
-        return min(max(math.exp(rng.uniform(math.log(gene.low), math.log(gene.high))), gene.low), gene.high)
-    return rng.uniform(gene.low, gene.high)
+        return gene.rounded(math.exp(rng.uniform(math.log(gene.low), math.log(gene.high))))
+    return gene.rounded(rng.uniform(gene.low, gene.high))
 
 
 class Node:
     """A place in the space. `resolve` asks `decide` for each gene met and returns (value, addresses)."""
 
     genes: tuple[Gene, ...] = ()          # every gene at or below, in walk order, without repeats
+    children: tuple[Node, ...] = ()       # the nodes directly below
 
     def resolve(self, decide: Decide) -> Resolved:
         raise AssertionError("nodes resolve themselves")
@@ -96,6 +126,7 @@ class ChoiceNode(Node):
     candidates: tuple[Node, ...]
 
     def __post_init__(self) -> None:
+        self.children = self.candidates
         self.genes = _unique(((self.gene,), *(c.genes for c in self.candidates)))
 
     def resolve(self, decide: Decide) -> Resolved:
@@ -104,15 +135,24 @@ class ChoiceNode(Node):
 
 @dataclass(eq=False)
 class SubsetNode(Node):
+    """Some of the candidates, as the gene says. Slots go with the candidates, so weights do not depend on the others.
+
+    A repeat with keep="any" is one too: its candidates are the layers, its slots theirs, and `is_repeat` is set.
+    """
+
     gene: Gene
     candidates: tuple[Node, ...]
+    slots: tuple[str, ...]
+    path: str
+    is_repeat: bool = False
 
     def __post_init__(self) -> None:
+        self.children = self.candidates
         self.genes = _unique(((self.gene,), *(c.genes for c in self.candidates)))
 
     def resolve(self, decide: Decide) -> Resolved:
-        chosen = [self.candidates[i].resolve(decide) for i in decide(self.gene)]   # type: ignore[union-attr]
-        return tuple(v for v, _ in chosen), tuple(a for _, a in chosen)
+        chosen: tuple[int, ...] = decide(self.gene)                 # type: ignore[assignment]
+        return _spliced([self.slots[i] for i in chosen], [self.candidates[i].resolve(decide) for i in chosen])
 
 
 @dataclass(eq=False)
@@ -126,11 +166,15 @@ class RecordNode(Node):
     memory: dict[tuple[Any, ...], Resolved] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.children = self.parts
         self.genes = _unique(tuple(p.genes for p in self.parts))
 
     def resolve(self, decide: Decide) -> Resolved:
         pairs = [part.resolve(decide) for part in self.parts]
-        key = tuple([id(value) if is_dataclass(value) else value for value, _ in pairs])
+        # Dataclasses, which have addresses, are remembered by identity; so they are in tuples, each with its slot.
+        key = tuple([value if where is None else id(value) if type(where) is dict else
+                     tuple([v if w is None else (id(v), w["@"]) for v, w in zip(value, where, strict=True)])
+                     for value, where in pairs])
         try:
             return self.memory[key]
         except KeyError:
@@ -151,26 +195,18 @@ class RecordNode(Node):
 
 @dataclass(eq=False)
 class SequenceNode(Node):
-    """A tuple; repeats inside it are spliced in."""
+    """A tuple; what stands for several items (repeats, subsets, tuples, nothing) is spliced in."""
 
     parts: tuple[Node, ...]
     path: str
 
     def __post_init__(self) -> None:
+        self.children = self.parts
+        self.slots = [f"{self.path}.{index}" for index in range(len(self.parts))]
         self.genes = _unique(tuple(p.genes for p in self.parts))
 
     def resolve(self, decide: Decide) -> Resolved:
-        values: list[Any] = []
-        addresses: list[Any] = []
-        for index, part in enumerate(self.parts):
-            value, address = part.resolve(decide)
-            if isinstance(part, (RepeatNode, SequenceNode)):
-                values += value
-                addresses += address
-            else:
-                values.append(value)
-                addresses.append(_slotted(address, f"{self.path}.{index}"))
-        return tuple(values), tuple(addresses)
+        return _spliced(self.slots, [part.resolve(decide) for part in self.parts])
 
 
 @dataclass(eq=False)
@@ -180,6 +216,8 @@ class RepeatNode(Node):
     path: str
 
     def __post_init__(self) -> None:
+        self.children = (self.times, *self.items)
+        self.slots = [f"{self.path}[{index}]" for index in range(len(self.items))]
         self.genes = _unique((self.times.genes, *(i.genes for i in self.items)))
 
     def counts(self) -> list[int]:
@@ -193,125 +231,115 @@ class RepeatNode(Node):
 
     def resolve(self, decide: Decide) -> Resolved:
         count, _ = self.times.resolve(decide)
-        made = [item.resolve(decide) for item in self.items[:count]]
-        return tuple([v for v, _ in made]), tuple([_slotted(a, f"{self.path}[{i}]") for i, (_, a) in enumerate(made)])
+        return _spliced(self.slots, [item.resolve(decide) for item in self.items[:count]])
 
 
-def _slotted(address: Any, slot: str) -> Any:
-    """Note the position in a body, since a tied item has the same path at every position."""
-    return {"@": slot, **address} if isinstance(address, dict) and "@" not in address else address
+def _spliced(slots: Sequence[str], made: list[Resolved]) -> Resolved:
+    """One tuple of items, each with its slot under "@" in its address, since a tied item has one path in all its slots."""
+    values: list[Any] = []
+    addresses: list[Any] = []
+    for slot, (value, address) in zip(slots, made, strict=False):
+        if type(address) is dict:
+            values.append(value)
+            addresses.append({"@": slot, **address})
+        elif type(address) is tuple:                           # several items, or none
+            values += value
+            addresses += [a and {**a, "@": join(slot, a["@"])} for a in address]
+        else:
+            values.append(value)
+            addresses.append(None)
+    return tuple(values), tuple(addresses)
+
+
+def join(slot: str, path: str) -> str:
+    """A path seen from a slot: a tied item has one path in all its slots."""
+    if not slot or not path:
+        return slot or path
+    outer, _, inner = slot.rpartition("~")
+    if path.startswith(inner):
+        return f"{outer}~{path}" if outer else path
+    return f"{slot}~{path}"
 
 
 def _unique(groups: tuple[tuple[Gene, ...], ...]) -> tuple[Gene, ...]:
     return tuple({gene.path: gene for group in groups for gene in group}.values())
 
 
-class Compiler:
-    def __init__(self) -> None:
-        self.tied: dict[int, tuple[Tied, Node]] = {}
+def walks(visit: Callable[[Decide], Any], options: Callable[[Gene], Sequence[Decision]]) -> Iterator[Any]:
+    """What `visit(decide)` returns for every way to answer its questions, the last question turning fastest."""
+    fixed: list[int] = []
+    while True:
+        made: dict[str, Decision] = {}
+        turns: list[tuple[int, int]] = []                       # (index, how many) per question
 
-    def compile(self, item: Any, path: str) -> Node:
-        if isinstance(item, Tied):
-            return self._tied(item, path)
-        if isinstance(item, Choice):
-            return self._choice(item, path)
-        if isinstance(item, Integer):
-            return Leaf(Gene(path, "integer", tuple(item.values), item.low, item.high))
-        if isinstance(item, Real):
-            grid = item.grid()
-            options = tuple(grid) if grid else None
-            return Leaf(Gene(path, "real", options, item.low, item.high, item.log))
-        if isinstance(item, Subset):
-            return self._subset(item, path)
-        if isinstance(item, Repeat):
-            return self._repeat(item, path)
-        if isinstance(item, (tuple, list)):
-            return self._sequence(item, path)
-        if is_dataclass(item) and not isinstance(item, type):
-            return self._record(item, path)
-        return Fixed(item)
-
-    def _tied(self, item: Tied, path: str) -> Node:
-        if id(item) not in self.tied:
-            shared = re.sub(r"\[\d+\]", "[*]", path)
-            taken = {node.genes[0].path for _, node in self.tied.values() if node.genes}
-            while shared in taken:
-                shared += "'"
-            self.tied[id(item)] = (item, self.compile(item.item, shared))
-        return self.tied[id(item)][1]
-
-    def _choice(self, item: Choice, path: str) -> Node:
-        candidates = tuple(self.compile(c, f"{path}.{i}") for i, c in enumerate(item.candidates))
-        labels = tuple(describe(c) for c in item.candidates)
-        labels = tuple(f"{text}#{i}" if labels.count(text) > 1 else text for i, text in enumerate(labels))
-        return ChoiceNode(Gene(path, "choice", tuple(range(len(candidates))), labels=labels), candidates)
-
-    def _subset(self, item: Subset, path: str) -> Node:
-        candidates = tuple(self.compile(c, f"{path}.{i}") for i, c in enumerate(item.candidates))
-        options = tuple(itertools.chain.from_iterable(
-            itertools.combinations(range(len(candidates)), k) for k in range(item.low, item.high + 1)))
-        names = [describe(c) for c in item.candidates]
-        labels = tuple("+".join(names[i] for i in option) or "none" for option in options)
-        return SubsetNode(Gene(path, "subset", options, labels=labels), candidates)
-
-    def _repeat(self, item: Repeat, path: str) -> Node:
-        times = self.compile(item.times, f"{path}.times")
-        probe = RepeatNode(times, (), path)
-        items = tuple(self.compile(item.item, f"{path}[{i}]") for i in range(max(probe.counts())))
-        return RepeatNode(times, items, path)
-
-    def _sequence(self, item: tuple[Any, ...] | list[Any], path: str) -> Node:
-        parts = tuple(self.compile(part, f"{path}.{i}") for i, part in enumerate(item))
-        if all(isinstance(p, Fixed) and p.address is None for p in parts):
-            return Fixed(tuple(item))
-        return SequenceNode(parts, path)
-
-    def _record(self, item: Any, path: str) -> Node:
-        names = tuple(f.name for f in fields(item) if f.init)
-        parts = tuple(self.compile(getattr(item, name), f"{path}.{name}") for name in names)
-        node = RecordNode(type(item), names, parts, path)
-        return Fixed(*node.resolve(_no_decision)) if not node.genes else node
+        yield visit(partial(_turn, made, turns, fixed, options))
+        while turns and turns[-1][0] + 1 >= turns[-1][1]:
+            turns.pop()
+        if not turns:
+            return
+        fixed = [index for index, _ in turns]
+        fixed[-1] += 1
 
 
-def _no_decision(gene: Gene) -> Decision:
-    raise AssertionError(f"a fixed part of the space asked for a decision at {gene.path}")
-
-
-def describe(item: Any) -> str:
-    """A short name of a candidate: a class without its fields, or the plain value."""
-    if isinstance(item, Tied):
-        return describe(item.item)
-    if is_dataclass(item) and not isinstance(item, type):
-        simple = ((f.name, getattr(item, f.name)) for f in fields(item))
-        given = [f"{n}={v}" for n, v in simple
-                 if isinstance(v, (int, float, str)) and v != _default(type(item), n)]
-        return f"{type(item).__name__}({', '.join(given)})" if given else type(item).__name__
-    return str(item)
-
-
-def _default(cls: type, name: str) -> Any:
-    return next(f.default for f in fields(cls) if f.name == name)
+def _turn(made: dict[str, Decision], turns: list[tuple[int, int]], fixed: list[int],
+          options: Callable[[Gene], Sequence[Decision]], gene: Gene) -> Decision:
+    if gene.path not in made:
+        offered, turn = options(gene), len(turns)
+        index = fixed[turn] if turn < len(fixed) else 0
+        turns.append((index, len(offered)))
+        made[gene.path] = offered[index]
+    return made[gene.path]
 
 
 def variants(node: Node, limit: int) -> Iterator[Any]:
-    """Resolved values of `node` over all its decisions; over the ends of each range where there are more than `limit`."""
-    total = 1
-    for gene in node.genes:
-        total *= len(gene.options or (0, 1))
-    reduced = total > limit
-    seen: set[int] = set()
-    options = {gene.path: _ends(gene, reduced) for gene in node.genes}
-    for decisions in itertools.islice(itertools.product(*options.values()), 64 * limit):
-        table = dict(zip(options, decisions, strict=True))
-        value, _ = node.resolve(lambda gene, table=table: table[gene.path])   # type: ignore[misc]
-        if id(value) not in seen:
-            seen.add(id(value))
-            yield value
+    """Distinct values of `node` over all its decisions.
+
+    Where there are more than `limit`: over the ends of each range and all candidates of choices. Where those are too many
+    as well: over all-first and all-last decisions with each single option put in, and `limit` random ones.
+    """
+    if not node.genes:
+        yield node.resolve(_first)[0]
+        return
+    for options in (lambda gene: gene.options or (gene.low, gene.high), _ends):
+        found = list(itertools.islice(walks(lambda decide: node.resolve(decide)[0], options), 2 * limit + 1))
+        if len(found) <= 2 * limit:
+            break
+    else:
+        found = _covering(node, limit)
+    # All values are held while they are told apart by identity.
+    yield from {_identity(value): value for value in found}.values()
 
 
-def _ends(gene: Gene, reduced: bool) -> tuple[Decision, ...]:
+def _ends(gene: Gene) -> Sequence[Decision]:
     if gene.options is None:
         return (gene.low, gene.high)
-    if not reduced or gene.kind == "choice":
+    if gene.kind == "choice":
         return gene.options
     return tuple(dict.fromkeys((gene.options[0], gene.options[-1])))
+
+
+def _covering(node: Node, limit: int) -> list[Any]:
+    rng = random.Random(0)
+    found = []
+    for gene in node.genes:
+        for option in gene.options or (gene.low, gene.high):
+            for base in (_first, _last):
+                found.append(node.resolve(lambda g, p=gene.path, o=option, b=base: o if g.path == p else b(g))[0])  # type: ignore[misc]
+    for _ in range(limit):
+        drawn: dict[str, Decision] = {}
+        found.append(node.resolve(lambda g, d=drawn: d.setdefault(g.path, g.sample(rng)))[0])  # type: ignore[misc]
+    return found
+
+
+def _first(gene: Gene) -> Decision:
+    return gene.low if gene.options is None else gene.options[0]
+
+
+def _last(gene: Gene) -> Decision:
+    return gene.high if gene.options is None else gene.options[-1]
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_identity(part) for part in value)
+    return (type(value), value) if isinstance(value, (int, float, str, type(None))) else id(value)
