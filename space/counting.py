@@ -1,131 +1,154 @@
-"""How many genomes a space holds, exactly."""
+"""How many genomes a space holds, exactly, and which decisions can still be completed.
+
+A genome holds the active decisions of a candidate: what hangs below a candidate that is not chosen is not decided and not
+counted. Different genomes may stand for one network (a layer without sublayers at another depth); they count apart.
+Counting is dynamic programming over the decision states of a walk (see `walking`), which ties and constraints along a
+repeat keep few. What nothing else depends on is a factor.
+"""
 
 from __future__ import annotations
 
-from .spec import ChoiceNode, Fixed, Leaf, Node, RecordNode, RepeatNode, SequenceNode, SubsetNode
+import math
+from collections import Counter as Tally
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
-__all__ = ["NotCountable", "count"]
+from .places import ABSENT, Place
+from .walking import Junction, Step, Walk
 
-# Counts by which tied nodes they use: a tied node is decided once, however often it is met, so its own count is
-# multiplied in at the end for every set of tied nodes that some genome activates.
-Counts = dict[frozenset[int], int]
+__all__ = ["MAX_STATES", "Counter", "NotCountable", "TooManyStates"]
+
+MAX_STATES = 1_000_000
+MAX_BLAMED = 20_000
 
 
 class NotCountable(ValueError):
     """A space whose genomes cannot be counted exactly; the message names what stands in the way."""
 
 
-def count(roots: tuple[Node, ...]) -> int:
-    """The number of genomes decided by `roots` together. Raises NotCountable for a continuous gene."""
-    shared = _shared(roots)
-    return _close(_product([_count(root, shared) for root in roots]), shared)
+class TooManyStates(NotCountable):
+    """More decision states than allowed. `rule`: the number of the constraint that makes most of them, None for ties."""
+
+    def __init__(self, rule: int | None):
+        super().__init__(f"ties and constraints are counted with at most {MAX_STATES:,} states: this space needs more; tie "
+                         "smaller parts")
+        self.rule = rule
 
 
-def _shared(roots: tuple[Node, ...]) -> dict[int, Node]:
-    """Nodes with genes that are met more than once: the tied ones."""
-    met: dict[int, int] = {}
-    nodes: dict[int, Node] = {}
+class Counter:
+    """Counts and feasibility of everything in a walk, each found once."""
 
-    def visit(node: Node) -> None:
-        if not node.genes:
-            return
-        met[id(node)] = met.get(id(node), 0) + 1
-        nodes[id(node)] = node
-        if met[id(node)] == 1:
-            for child in _children(node):
-                visit(child)
+    def __init__(self, walk: Walk, max_states: int = MAX_STATES):
+        self.walk, self.max_states = walk, max_states
+        self._weights: dict[int, int] = {}
+        self._totals: dict[Hashable, int] = {}
+        self._possible: dict[int, bool] = {}
+        self._alive: dict[Hashable, bool] = {}
+        self._options: dict[Hashable, Sequence[int]] = {}
+        self.before: dict[Hashable, list[int]] = {}              # kept for `indexing`
 
-    for root in roots:
-        visit(root)
-    return {key: nodes[key] for key, times in met.items() if times > 1}
+    # -- counting --------------------------------------------------------------------------------------------------
 
+    def weight(self, block: Place) -> int:
+        """The number of ways to decide a block. Raises NotCountable for a continuous gene, TooManyStates."""
+        if block.shape not in self._weights:
+            self._weights[block.shape] = self._free(block) if block.is_free else self.count(self.walk.start(block))
+        return self._weights[block.shape]
 
-def _children(node: Node) -> tuple[Node, ...]:
-    if isinstance(node, (ChoiceNode, SubsetNode)):
-        return node.candidates
-    if isinstance(node, (RecordNode, SequenceNode)):
-        return node.parts
-    if isinstance(node, RepeatNode):
-        return (node.times, *node.items)
-    return ()
+    def _free(self, block: Place) -> int:
+        """Of a block without rules and ties: by multiplication and addition."""
+        if block.kind == "leaf":
+            if block.gene is not None and block.gene.options is None:
+                raise NotCountable(f"a continuous gene has no count: {block.gene.path}; give real(...) a step")
+            return block.num_options
+        if block.kind == "subset" and all(self.weight(candidate) == 1 for candidate in block.candidates):
+            return block.num_options
+        if block.kind == "repeat":
+            below = [1]
+            for item in block.items:
+                below.append(below[-1] * self.weight(item))
+            return sum(below[count] for count in block.values)
+        return sum(math.prod(self.weight(p) for p in block.branch(option)) for option in range(block.num_options))
 
+    def count(self, step: Step | None) -> int:
+        """The number of ways to go on with a step."""
+        if step is None:
+            return 0
+        ways = math.prod(self.weight(block) for block in step.blocks)
+        return ways * self.total(step.junction) if ways and step.junction else ways
 
-def _count(node: Node, shared: dict[int, Node], inside: bool = False) -> Counts:
-    if id(node) in shared and not inside:
-        return {frozenset({id(node)}): 1}
-    if isinstance(node, Fixed):
-        return {frozenset(): 1}
-    if isinstance(node, Leaf):
-        if node.gene.options is None:
-            raise NotCountable(f"a continuous gene has no count: {node.gene.path}; give real(...) a step")
-        return {frozenset(): len(node.gene.options)}
-    if isinstance(node, ChoiceNode):
-        return _sum([_count(c, shared) for c in node.candidates])
-    if isinstance(node, SubsetNode):
-        return _sum([_product([_count(node.candidates[i], shared) for i in option])      # type: ignore[union-attr]
-                     for option in node.gene.options or ()])
-    if isinstance(node, (RecordNode, SequenceNode)):
-        return _product([_count(part, shared) for part in node.parts])
-    assert isinstance(node, RepeatNode)
-    return _repeat(node, shared)
-
-
-def _repeat(node: RepeatNode, shared: dict[int, Node]) -> Counts:
-    prefixes: list[Counts] = [{frozenset(): 1}]
-    for item in node.items:
-        prefixes.append(_product([prefixes[-1], _count(item, shared)]))
-    if id(node.times) not in shared:
-        return _sum([prefixes[times] for times in node.counts()])
-    if len(node.counts()) == 1:
-        return prefixes[node.counts()[0]]
-    raise NotCountable(f"a tied number of layers used twice is not counted: {node.path}.times")
-
-
-def _sum(parts: list[Counts]) -> Counts:
-    total: Counts = {}
-    for part in parts:
-        for used, number in part.items():
-            total[used] = total.get(used, 0) + number
-    return total
-
-
-def _product(parts: list[Counts]) -> Counts:
-    total: Counts = {frozenset(): 1}
-    for part in parts:
-        made: Counts = {}
-        for used_a, a in total.items():
-            for used_b, b in part.items():
-                made[used_a | used_b] = made.get(used_a | used_b, 0) + a * b
-        total = made
-    return total
-
-
-def _close(counts: Counts, shared: dict[int, Node]) -> int:
-    """Multiply in the tied nodes each genome uses; what is tied inside a tied node is counted with it."""
-    while any(counts):
-        opened: Counts = {}
-        for used, number in counts.items():
-            if not used:
-                opened[used] = opened.get(used, 0) + number
+    def total(self, junction: Junction) -> int:
+        """The number of ways to decide all from a junction on."""
+        stack = [(junction.key, self._steps(junction))]
+        while stack:
+            key, steps = stack[-1]
+            missing = [ahead for step in steps if (ahead := step.junction) is not None and ahead.key not in self._totals]
+            if missing:
+                stack += [(ahead.key, self._steps(ahead)) for ahead in missing[:1]]
                 continue
-            outer = _outermost(used, shared)
-            inner = _count(shared[outer], shared, inside=True)
-            for extra, times in inner.items():
-                key = (used - {outer}) | extra
-                opened[key] = opened.get(key, 0) + number * times
-        counts = opened
-    return counts.get(frozenset(), 0)
+            self._totals[key] = sum(self.count(step) for step in steps)
+            stack.pop()
+            if len(self._totals) > self.max_states:
+                raise TooManyStates(self._blame(self._totals))
+        return self._totals[junction.key]
 
+    def _steps(self, junction: Junction) -> list[Step]:
+        return [step for step in self.walk.steps(junction) if step is not None]
 
-def _outermost(used: frozenset[int], shared: dict[int, Node]) -> int:
-    """A used tied node that lies inside no other used one, so that each is opened exactly once."""
-    def inside(node: Node) -> set[int]:
-        found: set[int] = set()
-        for child in _children(node):
-            found |= {id(child)} | inside(child)
-        return found
+    # -- feasibility -----------------------------------------------------------------------------------------------
 
-    for key in sorted(used):
-        if not any(key in inside(shared[other]) for other in used if other != key):
-            return key
-    raise AssertionError("tied nodes form a tree")
+    def possible(self, block: Place) -> bool:
+        """Whether a block can be decided at all."""
+        if block.is_free:
+            return True
+        if block.shape not in self._possible:
+            self._possible[block.shape] = self.is_open(self.walk.start(block))
+        return self._possible[block.shape]
+
+    def is_open(self, step: Step | None) -> bool:
+        """Whether a step can be completed. Looks only as far as it takes to find one way."""
+        return (step is not None and all(self.possible(block) for block in step.blocks)
+                and (step.junction is None or self.alive(step.junction)))
+
+    def alive(self, junction: Junction) -> bool:
+        """Whether there is a way from a junction on: depth first, remembering dead ends."""
+        if junction.key not in self._alive:
+            stack = [(junction.key, self._ahead(junction))]
+            while stack:
+                ahead = next(stack[-1][1], False)
+                if ahead is False:
+                    self._alive[stack.pop()[0]] = False
+                elif ahead is None or self._alive.get(ahead.key):                     # type: ignore[union-attr]
+                    self._alive.update((key, True) for key, _ in stack)
+                    break
+                elif ahead.key not in self._alive:                                    # type: ignore[union-attr]
+                    stack.append((ahead.key, self._ahead(ahead)))                     # type: ignore[union-attr, arg-type]
+                if len(self._alive) > self.max_states:
+                    raise TooManyStates(self._blame(self._alive))
+        return self._alive[junction.key]
+
+    def options(self, junction: Junction) -> Sequence[int]:
+        """The options of a junction that can be completed."""
+        if junction.options is None:
+            found = self._options.get(junction.key)
+            if found is None:
+                found = [option for option, step in enumerate(self.walk.steps(junction)) if self.is_open(step)]
+                self._options[junction.key] = found
+            junction.options = found
+        return junction.options
+
+    def _ahead(self, junction: Junction) -> Iterator[Junction | None]:
+        """The junctions after each option whose blocks are possible; None for the end."""
+        for step in self.walk.steps(junction):
+            if step is not None and all(self.possible(block) for block in step.blocks):
+                yield step.junction
+
+    def _blame(self, keys: Any) -> int | None:
+        """The rule whose slots take most different values among the states."""
+        states = [key[1] for key, _ in zip(keys, range(MAX_BLAMED), strict=False)]
+        worst: Tally[int] = Tally()
+        for slot, rules in self.walk.users.items():
+            different = len({state[slot] for state in states if state[slot] is not ABSENT})
+            for rule in rules:
+                worst[rule] += different
+        return max(worst, key=lambda rule: worst[rule]) if worst else None

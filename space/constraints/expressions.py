@@ -1,0 +1,255 @@
+"""What a constraint is written in: expressions over decisions, counts over layers and costs.
+
+An expression is a small tree that knows how to evaluate itself, to write itself as text, and to write itself as JSON.
+Its leaves say what is read; `binding` finds where in a space that stands. None means "no limit": in arithmetic and in
+`<`, `<=`, `>`, `>=` it reads as infinity (a window of None is full attention); it equals None alone. What reads something
+that an architecture does not have raises `Absent`, and the constraint then holds.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Absent", "Arithmetic", "Comparison", "Condition", "Constant", "Expression", "Logic", "Read", "as_expression",
+           "as_number", "leaves", "text_of"]
+
+Read = Callable[["Expression"], Any]
+
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
+    "%": operator.mod, "**": operator.pow}
+ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
+EQUALITY: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne}
+BINDING = {"or": 0, "and": 1, "not": 2, "+": 4, "-": 4, "*": 5, "/": 5, "//": 5, "%": 5, "**": 6}     # comparisons: 3
+
+
+class Absent(Exception):
+    """Something read is not in this architecture."""
+
+
+class Expression:
+    """A value known once the decisions are. Arithmetic and comparisons of expressions make larger ones."""
+
+    __hash__ = object.__hash__
+
+    def _value(self, read: Read) -> Any:
+        return read(self)
+
+    def _children(self) -> tuple[Expression, ...]:
+        return ()
+
+    def _text(self) -> str:
+        raise AssertionError("expressions name themselves")
+
+    def _json(self) -> Any:
+        raise AssertionError("expressions write themselves")
+
+    def __repr__(self) -> str:
+        return self._text()
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"a constraint has no truth value while the space is written: got `{self._text()}` in `if`, `and`, "
+                        "`or`, `not` or a chained comparison; write &, |, ~, or two constraints")
+
+    def __add__(self, other: Any) -> Arithmetic:
+        return Arithmetic("+", self, as_expression(other))
+
+    def __radd__(self, other: Any) -> Arithmetic:
+        return Arithmetic("+", as_expression(other), self)
+
+    def __sub__(self, other: Any) -> Arithmetic:
+        return Arithmetic("-", self, as_expression(other))
+
+    def __rsub__(self, other: Any) -> Arithmetic:
+        return Arithmetic("-", as_expression(other), self)
+
+    def __mul__(self, other: Any) -> Arithmetic:
+        return Arithmetic("*", self, as_expression(other))
+
+    def __rmul__(self, other: Any) -> Arithmetic:
+        return Arithmetic("*", as_expression(other), self)
+
+    def __truediv__(self, other: Any) -> Arithmetic:
+        return Arithmetic("/", self, as_expression(other))
+
+    def __rtruediv__(self, other: Any) -> Arithmetic:
+        return Arithmetic("/", as_expression(other), self)
+
+    def __floordiv__(self, other: Any) -> Arithmetic:
+        return Arithmetic("//", self, as_expression(other))
+
+    def __rfloordiv__(self, other: Any) -> Arithmetic:
+        return Arithmetic("//", as_expression(other), self)
+
+    def __mod__(self, other: Any) -> Arithmetic:
+        return Arithmetic("%", self, as_expression(other))
+
+    def __rmod__(self, other: Any) -> Arithmetic:
+        return Arithmetic("%", as_expression(other), self)
+
+    def __pow__(self, other: Any) -> Arithmetic:
+        return Arithmetic("**", self, as_expression(other))
+
+    def __neg__(self) -> Arithmetic:
+        return Arithmetic("-", Constant(0), self)
+
+    def __le__(self, other: Any) -> Comparison:
+        return Comparison("<=", self, as_expression(other))
+
+    def __lt__(self, other: Any) -> Comparison:
+        return Comparison("<", self, as_expression(other))
+
+    def __ge__(self, other: Any) -> Comparison:
+        return Comparison(">=", self, as_expression(other))
+
+    def __gt__(self, other: Any) -> Comparison:
+        return Comparison(">", self, as_expression(other))
+
+    def __eq__(self, other: Any) -> Comparison:                                      # type: ignore[override]
+        return Comparison("==", self, as_expression(other))
+
+    def __ne__(self, other: Any) -> Comparison:                                      # type: ignore[override]
+        return Comparison("!=", self, as_expression(other))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Expression):
+    """A number, text, truth value or None."""
+
+    held: Any
+
+    def _value(self, read: Read) -> Any:
+        return self.held
+
+    def _text(self) -> str:
+        return f"{self.held:,.12g}" if isinstance(self.held, (int, float)) and not isinstance(self.held, bool) else repr(self.held)
+
+    def _json(self) -> Any:
+        return self.held
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Arithmetic(Expression):
+    """Two expressions joined by +, -, *, /, //, % or **."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+    def _value(self, read: Read) -> Any:
+        return ARITHMETIC[self.op](as_number(self.left._value(read)), as_number(self.right._value(read)))
+
+    def _children(self) -> tuple[Expression, ...]:
+        return self.left, self.right
+
+    def _text(self) -> str:
+        return _infix(self.op, self.left, self.right)
+
+    def _json(self) -> Any:
+        return {self.op: [self.left._json(), self.right._json()]}
+
+
+class Condition(Expression):
+    """An expression that is true or false: a constraint by itself. Joined by &, | and ~."""
+
+    def __and__(self, other: Condition) -> Logic:
+        return Logic("and", (self, _as_condition(other)))
+
+    def __or__(self, other: Condition) -> Logic:
+        return Logic("or", (self, _as_condition(other)))
+
+    def __invert__(self) -> Logic:
+        return Logic("not", (self,))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Condition):
+    """Two expressions compared."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+    def _value(self, read: Read) -> bool:
+        left, right = self.left._value(read), self.right._value(read)
+        if self.op in EQUALITY:
+            return EQUALITY[self.op](left, right)
+        return ORDER[self.op](as_number(left), as_number(right))
+
+    def _children(self) -> tuple[Expression, ...]:
+        return self.left, self.right
+
+    def _text(self) -> str:
+        return _infix(self.op, self.left, self.right)
+
+    def _json(self) -> Any:
+        return {self.op: [self.left._json(), self.right._json()]}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Logic(Condition):
+    """Conditions joined by and, or, not."""
+
+    op: str
+    parts: tuple[Condition, ...]
+
+    def _value(self, read: Read) -> bool:
+        values = [part._value(read) for part in self.parts]          # all of them: one that is absent makes this absent
+        return {"and": all, "or": any, "not": lambda v: not v[0]}[self.op](values)
+
+    def _children(self) -> tuple[Expression, ...]:
+        return self.parts
+
+    def _text(self) -> str:
+        return f"not {_nested('not', self.parts[0])}" if self.op == "not" else _infix(self.op, *self.parts)
+
+    def _json(self) -> Any:
+        return {self.op: [part._json() for part in self.parts]}
+
+
+def _infix(op: str, *parts: Expression) -> str:
+    return f" {op} ".join(_nested(op, part, index) for index, part in enumerate(parts))
+
+
+def _nested(op: str, part: Expression, index: int = 0) -> str:
+    """A part in brackets where the reader needs them."""
+    inner = 3 if isinstance(part, Comparison) else BINDING[part.op] if isinstance(part, (Arithmetic, Logic)) else 9
+    outer = BINDING.get(op, 3)
+    return f"({part._text()})" if inner < outer or (inner == outer and index) else part._text()
+
+
+def as_expression(item: Any) -> Expression:
+    """An expression as it is, a plain value as a constant. Raises TypeError for anything else."""
+    if isinstance(item, Expression):
+        return item
+    if item is None or isinstance(item, (bool, int, float, str)):
+        return Constant(item)
+    raise TypeError(f"a constraint is made of numbers, text, None and expressions such as value('width'): got {item!r}")
+
+
+def _as_condition(item: Any) -> Condition:
+    if isinstance(item, Condition):
+        return item
+    raise TypeError(f"& and | join comparisons: got {item!r}; put each comparison in brackets")
+
+
+def as_number(value: Any) -> Any:
+    return math.inf if value is None else value
+
+
+def leaves(item: Expression) -> Iterator[Expression]:
+    """Every expression below `item` that has none below itself, constants left out."""
+    if not item._children() and not isinstance(item, Constant):
+        yield item
+    for child in item._children():
+        yield from leaves(child)
+
+
+def text_of(item: Any) -> str:
+    """The constraint in words, by which errors name it."""
+    return item._text() if hasattr(item, "_text") else getattr(item, "__name__", repr(item))
