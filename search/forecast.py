@@ -123,4 +123,7 @@ def _line(sweep: Sweep, genome: Any) -> str:
 
 
 def _block(block: Any) -> str:
+    """A block by its operators; a macro by its own name."""
+    if not hasattr(block, "sublayers"):
+        return type(block).__name__
     return "+".join(type(op).__name__ for _, op in block.sublayers())

@@ -1,8 +1,11 @@
 """What an architecture is.
 
-    choices       the vocabulary: choice, integer, real, subset, repeat, tied
-    spec          a space compiled into a tree in which every decision has one path
+    choices, grammar            the vocabulary: choice, integer, real, subset, permutation, optional, repeat, tied; rule
+    compiling, spec, outline    a space compiled into a tree in which every decision has one path
     space         Space: sampling, canonical form, variation, counting, encoding
+    editing, variation, crossing, nearby, distance   genomes: canonical form, mutation, crossover, neighbours, a metric
+    encoding      genomes and networks as vectors
+    serialise, versions, schema/   spaces, genomes and architectures as JSON, with their versions
     genome        Genome: the decisions of one candidate, JSON, torch-free
     plan          Block, Once, Loop, Plan: a network with every number fixed
     architecture  Architecture: a genome resolved, with graph, hash, cost and module
@@ -11,5 +14,6 @@
     axes          named axes, and the one function that takes a smaller tensor from a larger
     layout, supernet            where shared weights live, and the supernet
     model         the module of a plan
+    presets/      published families as spaces and as fixed architectures
     export/       the standalone model folder
 """

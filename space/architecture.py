@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .axes import Axis, Init, Param, param
+from .axes import Param
 from .genome import Genome
-from .operator import Operator
+from .layout import addresses
+from .operator import Length, Operator, tokens_of
+from .plan import flow
+from .tree import Placed, axes_of, lora_params, placed, tally, tally_items
+from .versions import ARCHITECTURE, upgraded
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -18,8 +22,6 @@ if TYPE_CHECKING:
     from .space import Space
 
 __all__ = ["Architecture", "Cost"]
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Architecture:
     def __init__(self, space: Space, genome: Genome):
         self.space = space
         self.genome = space.canonical(genome)
-        self.plan, self.addresses = space.plan(self.genome)
+        self.plan, self._homes = space.plan(self.genome)
 
     def __repr__(self) -> str:
         return f"Architecture({self.short}: width {self.plan.width}, {len(self.plan.layers)} layers)"
@@ -82,66 +84,72 @@ class Architecture:
         return to_networkx(build_graph(self.plan))
 
     @cached_property
+    def addresses(self) -> dict[str, str]:
+        """The weight address of every module prefix; `lora` stands for a recursion's own."""
+        parts, layers, where = self._homes
+        return addresses(parts, layers, where, self.plan.width)
+
+    @cached_property
+    def placed(self) -> list[Placed]:
+        """Every operator with its prefix in the module's state_dict and what reaches it, in order."""
+        plan = self.plan
+        width, length = flow(plan.layers, plan.width, self.default_length)
+        ends = [Placed(name, op, width, tokens_of(length)) for name, op in (("norm", plan.norm), ("head", plan.head))]
+        start = Placed("embed", plan.embed, plan.width, tokens_of(self.default_length))
+        return [start, *placed(plan.layers, plan.width, self.default_length), *ends]
+
+    @cached_property
     def modules(self) -> list[tuple[str, Operator]]:
         """Every operator with its prefix in the module's state_dict, in order."""
-        found: list[tuple[str, Operator]] = [("embed", self.plan.embed)]
-        for i, block in enumerate(self.plan.layers):
-            for name, op in block.sublayers():
-                found += [(f"layers.{i}.{name}.norm", block.norm), (f"layers.{i}.{name}.op", op)]
-        return [*found, ("norm", self.plan.norm), ("head", self.plan.head)]
+        return [(place.name, place.operator) for place in self.placed]
+
+    @property
+    def default_length(self) -> Length:
+        """Tokens that costs are counted for: those of an image, (height, width) of a grid, else 256."""
+        return getattr(self.plan.embed, "length", 256)
 
     @cached_property
     def parameters(self) -> dict[str, Param]:
         """The declared axes of every parameter, by its name in the module's state_dict."""
-        return {name: declared for name, _, declared in self._declared()}
+        return {name: declared for name, _, declared in self._declared}
 
     @cached_property
     def weight_addresses(self) -> dict[str, str]:
         """Where a supernet keeps every parameter, by its name in the module's state_dict."""
-        return {name: address for name, address, _ in self._declared()}
+        return {name: address for name, address, _ in self._declared}
 
+    @cached_property
     def _declared(self) -> list[tuple[str, str, Param]]:
-        found, width = [], self.plan.width
-        for prefix, op in self.modules:
-            for key, declared in axes_of(op, width).items():
-                found.append((f"{prefix}.{key}", weight_address(self.addresses[prefix], key, declared), declared))
-        if self.plan.recursion.lora_rank:
-            found += self._lora(found)
-        return found
+        """(name, address, declaration) of every parameter in the order of the modules, the loops' own last."""
+        found = [(f"{place.name}.{key}", weight_address(self.addresses[place.name], key, declared), declared)
+                 for place in self.placed for key, declared in axes_of(place.operator, place.width).items()]
+        found_loops = ((f"{place.name}.", getattr(place.operator, "recursion", None)) for place in self.placed)
+        loops = [(prefix, recursion) for prefix, recursion in found_loops if recursion is not None]
+        return found + [entry for prefix, recursion in [*loops, ("", self.plan.recursion)] if recursion.lora_rank
+                        for entry in self._lora(prefix, recursion, found)]
 
-    def _lora(self, declared: list[tuple[str, str, Param]]) -> list[tuple[str, str, Param]]:
-        made = []
-        recursion, home = self.plan.recursion, self.addresses["lora"]
+    def _lora(self, prefix: str, recursion: Any, declared: list[tuple[str, str, Param]]) -> list[tuple[str, str, Param]]:
+        made, home, inside = [], self.addresses[f"{prefix}lora"], f"{prefix}layers."
         for name, address, matrix in declared:
-            if name.startswith("layers.") and ".op." in name and matrix.is_matrix:
-                pair = lora_params(matrix, recursion.times, recursion.lora_rank)
-                for side, own in pair.items():
-                    made.append((f"lora.{name.replace('.', '_')}.{side}", f"{home}/{address}/{side}", own))
+            if name.startswith(inside) and matrix.is_matrix:
+                key = name[len(prefix):].replace(".", "_")
+                for side, own in lora_params(matrix, recursion.times, recursion.lora_rank).items():
+                    made.append((f"{prefix}lora.{key}.{side}", f"{home}/{address}/{side}", own))
         return made
 
-    def cost(self, length: int = 256) -> Cost:
-        """Parameters, multiply-adds and state size for sequences of `length` tokens, from the declarations alone."""
-        plan = self.plan
-        parameters = sum(_numel(op, plan.width) for _, op in self.modules)
-        macs, decode, state = 0.0, 0.0, 0
-        for block in plan.layers:
-            for _, op in block.sublayers():
-                m, d, s = _costs(op, plan.width, length)
-                macs, decode, state = macs + m, decode + d, state + s
-        times = plan.recursion.times
-        merge = 0
-        if plan.recursion.lora_rank:
-            parameters += sum(p.numel for name, p in self.parameters.items() if name.startswith("lora."))
-            merge = self._merge_macs()
-        ends = [_costs(op, plan.width, length) for op in (plan.embed, plan.head)]
-        return Cost(length, parameters, times * macs + merge + sum(e[0] for e in ends),
-                    times * decode + merge + sum(e[1] for e in ends), 4 * times * state)
+    def cost(self, length: Length | None = None) -> Cost:
+        """Parameters, multiply-adds and state size from the declarations alone.
 
-    def _merge_macs(self) -> int:
-        """Every iteration forms W + B A once, whatever the number of tokens."""
-        recursion = self.plan.recursion
-        return sum(p.numel * recursion.lora_rank * recursion.times for n, _, p in self._declared()
-                   if n.startswith("layers.") and ".op." in n and p.is_matrix)
+        length: tokens of a sequence, or (height, width) of a grid; by default those of the images, or 256.
+        """
+        plan, length = self.plan, self.default_length if length is None else length
+        body = tally_items(plan.layers, plan.recursion, plan.width, length)
+        width, leaving = flow(plan.layers, plan.width, length)
+        ends = [tally(plan.embed, plan.width, tokens_of(length)), tally(plan.norm, width, tokens_of(leaving)),
+                tally(plan.head, width, tokens_of(leaving))]
+        for end in ends:
+            body = body.plus(end)
+        return Cost(tokens_of(length), body.parameters, body.macs, body.decode_macs, 4 * body.state)
 
     def build(self, seed: int = 0, device: Any = None) -> SequenceModel:
         """The module, initialised from `seed` in a fixed order; on the meta device it has no values."""
@@ -176,62 +184,38 @@ class Architecture:
 
         return diff_text(self.plan, other.plan)
 
+    def scale(self, width: int | None = None, depth: int | None = None, pattern: str = "stack") -> Architecture:
+        """The layers found here in a wider or deeper network, the one member of a space of its own (`scaling.scale`).
+
+        pattern: "stack" repeats their sequence, "stretch" repeats each in place. Heads keep their size. Raises ValueError
+        where sizes do not come out whole. `mup` says how the larger network starts and learns.
+        """
+        from .scaling import scale
+
+        return scale(self, width, depth, pattern)
+
     def to_json(self) -> dict[str, Any]:
         """Genome, space hash and graph hash; `Architecture.from_json(stored, space)` gives it back."""
-        return {"schema_version": SCHEMA_VERSION, "genome": self.genome.to_json(), "space_hash": self.space.hash,
+        return {"schema_version": ARCHITECTURE, "genome": self.genome.to_json(), "space_hash": self.space.hash,
                 "hash": self.hash}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], space: Space) -> Architecture:
         """Read what `to_json` wrote. Raises ValueError for another schema or another space."""
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"an architecture of schema_version {SCHEMA_VERSION} is needed: got "
-                             f"{stored.get('schema_version')!r}")
-        if stored["space_hash"] != space.hash:
+        stored = upgraded(stored, "architecture")
+        if stored["space_hash"] not in (space.hash, None):
             raise ValueError(f"an architecture is read with its own space: got space hash {stored['space_hash'][:8]} "
                              f"and a space with {space.hash[:8]}; load the space it was found in")
         genome = Genome.from_json(stored["genome"])
         space.validate(genome)
-        return cls(space, genome)
+        made = cls(space, genome)
+        if stored["space_hash"] is None and made.hash != stored["hash"]:
+            raise ValueError(f"an architecture of schema_version 1 is known by its network: got {stored['hash'][:8]} "
+                             f"and {made.short} in this space; load the space it was found in")
+        return made
 
 
 def weight_address(home: str, key: str, declared: Param) -> str:
     """Slot and candidate, parameter, and for parameters with one tensor per size that size."""
     own = f"@{'x'.join(map(str, declared.shape))}" if declared.share == "own" else ""
     return f"{home}/{key}{own}"
-
-
-def lora_params(matrix: Param, times: int, rank: int) -> dict[str, Param]:
-    """The declared pair of one matrix: A starts random, B at zero, one pair per iteration."""
-    loops, ranks = Axis("iteration", times), Axis("rank", rank)
-    rows, columns = matrix.dims
-    return {"A": param(loops, ranks, columns, init=Init("last")), "B": param(loops, rows, ranks, init="zeros")}
-
-
-@lru_cache(maxsize=65536)
-def _axes_cached(op: Operator, width: int) -> dict[str, Param]:
-    return op.axes(width)
-
-
-def axes_of(op: Operator, width: int) -> dict[str, Param]:
-    """The operator's declarations, remembered where its config is hashable."""
-    try:
-        return _axes_cached(op, width)
-    except TypeError:
-        return op.axes(width)
-
-
-def _numel(op: Operator, width: int) -> int:
-    return sum(p.numel for p in axes_of(op, width).values())
-
-
-@lru_cache(maxsize=65536)
-def _costs_cached(op: Operator, width: int, length: int) -> tuple[float, float, int]:
-    return op.macs(width, length), op.decode_macs(width, length), op.state_numel(width, length)
-
-
-def _costs(op: Operator, width: int, length: int) -> tuple[float, float, int]:
-    try:
-        return _costs_cached(op, width, length)
-    except TypeError:
-        return op.macs(width, length), op.decode_macs(width, length), op.state_numel(width, length)

@@ -10,9 +10,10 @@ the order of the input.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
+from json.encoder import encode_basestring_ascii
 
 __all__ = ["canonical_form", "canonical_hash", "canonical_order"]
 
@@ -35,8 +36,14 @@ def canonical_hash(nodes: Sequence[str], edges: Sequence[Edge]) -> str:
     >>> canonical_hash(["a", "b"], [(0, 1, "x")]) == canonical_hash(["a", "b"], [(1, 0, "x")])
     False
     """
-    text = json.dumps([_VERSION, *canonical_form(nodes, edges)], separators=(",", ":"))
+    labels, joined = canonical_form(nodes, edges)
+    # As json.dumps writes [_VERSION, labels, joined], without looking at every number and text anew.
+    written = ",".join([f"[{u},{v},{_quoted(label)}]" for u, v, label in joined])
+    text = f'["{_VERSION}",[{",".join(map(_quoted, labels))}],[{written}]]'
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+_quoted = lru_cache(maxsize=8192)(encode_basestring_ascii)
 
 
 def canonical_form(nodes: Sequence[str], edges: Sequence[Edge]) -> tuple[list[str], list[Edge]]:

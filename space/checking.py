@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .choices import Choice, Repeat, Tied
-from .layout import MAX_VARIANTS
+from .grammar import held
+from .layout import MAX_VARIANTS, Survey
+from .macros.base import Macro
 from .operator import Operator
 from .plan import Block, Loop, Once
 from .spec import variants
@@ -32,10 +33,22 @@ class _Checker:
         self._kinds("norm", "norm")
         self._body(self.space.definition["body"], "body")
         self._recursion()
-        for address, found in self.space.operators():
-            for operator in found:
-                for width in self.space.widths():
-                    operator.check(width, address)
+        for site in self.space.sites():
+            for operator in site.operators:
+                for width in sorted(site.widths):
+                    operator.check(width, site.address)
+        self._tied_head()
+
+    def _tied_head(self) -> None:
+        """A tied head reads the stream with the embedding's matrix, so the body must leave the width as it is."""
+        heads = variants(self.space.node("head"), MAX_VARIANTS)
+        if not any(getattr(head, "tied", False) for head in heads):
+            return
+        for width in self.space.widths():
+            leaving = Survey().visit(self.space.node("body"), frozenset({width}))
+            if leaving != {width}:
+                raise ValueError(f"a tied head needs the stream at the embedding's width at head: got {width} there and "
+                                 f"{' or '.join(map(str, sorted(leaving)))} after the body; write LanguageHead(tied=False)")
 
     def _widths(self) -> None:
         for width in self.space.widths():
@@ -55,35 +68,43 @@ class _Checker:
                 value.check("recursion")
 
     def _body(self, item: Any, where: str) -> None:
-        if isinstance(item, Tied):
-            self._body(item.item, where)
-        elif isinstance(item, Repeat):
-            self._body(item.item, f"{where}[0]")
-        elif isinstance(item, Choice):
-            for i, candidate in enumerate(item.candidates):
-                self._body(candidate, f"{where}.{i}")
+        inside = held(item)
+        if inside is not None:
+            for end, part in inside:
+                self._body(part, where + end)
         elif isinstance(item, (tuple, list)):
-            if not item:
+            if not item and where == "body":
                 raise ValueError(f"a body needs at least one layer at {where}: got an empty sequence")
             for i, part in enumerate(item):
                 self._body(part, f"{where}.{i}")
-        elif isinstance(item, Block):
-            for name in ("mixer", "channel", "norm"):
-                self._sublayer(getattr(item, name), name, f"{where}.{name}")
+        elif isinstance(item, Macro) and item.kind == "macro":
+            self._macro(item, where)
         else:
-            raise TypeError(f"a body is made of Block, repeat and choice at {where}: got {_named(item)}; "
+            raise TypeError(f"a body is made of Block, macros, repeat and choice at {where}: got {_named(item)}; "
                             "write Block(mixer=..., channel=...)")
 
+    def _macro(self, item: Macro, where: str) -> None:
+        for name in item.holds:
+            if name in item.streams:
+                self._body(getattr(item, name), f"{where}.{name}")
+            elif getattr(item, name) is not None:
+                self._sublayer(getattr(item, name), name, f"{where}.{name}")
+
     def _sublayer(self, item: Any, role: str, where: str) -> None:
-        if isinstance(item, Tied):
-            return self._sublayer(item.item, role, where)
-        if isinstance(item, Choice):
-            for i, candidate in enumerate(item.candidates):
-                self._sublayer(candidate, role, f"{where}.{i}")
+        inside = held(item)
+        if inside is not None:
+            for end, part in inside:
+                self._sublayer(part, role, where + end)
             return None
         if isinstance(item, type) and issubclass(item, Operator):
             raise TypeError(f"{role} must be an operator at {where}: got the class {item.__name__}; "
                             f"write {item.__name__}()")
+        if isinstance(item, (tuple, list)) and role not in ("mixer", "channel", "norm"):
+            for i, part in enumerate(item):
+                self._sublayer(part, role, f"{where}.{i}")
+            return None
+        if isinstance(item, Macro) and not isinstance(item, Block):
+            return self._macro(item, where)
         allowed = ("norm",) if role == "norm" else ("mixer", "channel", "identity")
         if not isinstance(item, Operator) or item.kind not in allowed:
             raise TypeError(f"{role} must be an operator of kind {' or '.join(allowed)} at {where}: got {_named(item)}; "

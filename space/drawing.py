@@ -13,9 +13,11 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .graph import architecture_hash, operator_label
+from .macros.base import Macro, as_items
+from .plan import Block
 
 if TYPE_CHECKING:
-    from .plan import Block, Plan
+    from .plan import Plan
 
 __all__ = ["diff_text", "draw_svg", "draw_text"]
 
@@ -35,12 +37,8 @@ def draw_text(plan: Plan, parameters: Counts = None) -> str:
     rows.append(("", f"{_words(plan.embed)} -> width {plan.width}", "", _count(parameters, "embed.")))
     if loops:
         rows.append(("┌", loops, "", _count(parameters, "lora.")))
-    for index, block in enumerate(plan.layers):
-        present = dict(block.sublayers())
-        mixer, channel = (_cut(_words(present[role]), CELL) if role in present else "-"
-                          for role in ("mixer", "channel"))
-        rows.append(("│" if loops else "", f"{index:>2} {mixer}", channel + _norm_words(block, plan),
-                     _count(parameters, f"layers.{index}.")))
+    for index, item in enumerate(plan.layers):
+        rows += _item_rows(item, f"{index:>2} ", f"layers.{index}", plan, parameters, "│" if loops else "")
     if loops:
         rows.append(("└", "", "", None))
     rows.append(("", _words(plan.norm), "", _count(parameters, "norm.")))
@@ -48,6 +46,25 @@ def draw_text(plan: Plan, parameters: Counts = None) -> str:
     if parameters is not None:
         rows.append(("", "parameters", "", sum(parameters.values())))
     return "\n".join(_aligned(rows))
+
+
+def _item_rows(item: Any, left: str, name: str, plan: Plan, parameters: Counts, gutter: str) -> Iterator[Row]:
+    """A block is one line, an operator too; a macro is a line with its parts indented below it."""
+    count = _count(parameters, f"{name}.")
+    if isinstance(item, Block):
+        present = dict(item.sublayers())
+        mixer, channel = (_cut(_words(present[role]), CELL) if role in present else "-" for role in ("mixer", "channel"))
+        yield gutter, left + mixer, channel + _norm_words(item, plan), count
+        parts = [part for part in item.parts(plan.width, 1) if isinstance(part.item, Macro)]
+    elif isinstance(item, Macro):
+        yield gutter, left + _cut(_words(item), CELL), "", count
+        parts = item.parts(plan.width, 1)
+    else:
+        yield gutter, left + _cut(_words(item), CELL), "", count
+        return
+    for part in parts:
+        inner = " " * (len(left) + 1) + f"{part.name.removesuffix('.op')}: "
+        yield from _item_rows(part.item, inner, f"{name}.{part.name}", plan, parameters, gutter)
 
 
 def _aligned(rows: list[Row]) -> Iterator[str]:
@@ -76,7 +93,7 @@ def diff_text(before: Plan, after: Plan) -> str:
     return "\n".join(lines)
 
 
-def _layer_changes(before: tuple[Block, ...], after: tuple[Block, ...]) -> Iterator[str]:
+def _layer_changes(before: tuple[Any, ...], after: tuple[Any, ...]) -> Iterator[str]:
     matcher = SequenceMatcher(None, [operator_label(b) for b in before], [operator_label(b) for b in after],
                               autojunk=False)
     for tag, start, stop, new_start, new_stop in matcher.get_opcodes():
@@ -84,11 +101,29 @@ def _layer_changes(before: tuple[Block, ...], after: tuple[Block, ...]) -> Itera
             continue
         paired = min(stop - start, new_stop - new_start)
         for i, j in zip(range(start, start + paired), range(new_start, new_start + paired), strict=True):
-            where = f"layer {i}" if i == j else f"layer {i} (now {j})"
-            for role in ("mixer", "channel", "norm"):
-                yield from _changes(f"{where} {role}", getattr(before[i], role), getattr(after[j], role))
+            yield from _item_changes(f"layer {i}" if i == j else f"layer {i} (now {j})", before[i], after[j])
         yield from (f"layer {i} removed: {_block_words(before[i])}" for i in range(start + paired, stop))
         yield from (f"layer {j} added: {_block_words(after[j])}" for j in range(new_start + paired, new_stop))
+
+
+def _item_changes(where: str, before: Any, after: Any) -> Iterator[str]:
+    """What differs between two items in one place, down to the parts of macros of one kind."""
+    if type(before) is not type(after) or not isinstance(before, Macro):
+        yield from _changes(where, before, after)
+        return
+    for field in fields(before):                                                     # type: ignore[arg-type]
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        inner = f"{where} {field.name}"
+        if field.name not in before.holds:
+            if old != new:
+                yield f"{where} {type(before).__name__}: {field.name} {_plain(old)} -> {_plain(new)}"
+        elif field.name in before.streams:
+            yield from (f"{inner} {line}" for line in _layer_changes(as_items(old), as_items(new)))
+        elif isinstance(old, (tuple, list)) and isinstance(new, (tuple, list)) and len(old) == len(new):
+            for index, (a, b) in enumerate(zip(old, new, strict=True)):
+                yield from _item_changes(f"{inner} {index}", a, b)
+        else:
+            yield from _item_changes(inner, old, new)
 
 
 def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
@@ -102,7 +137,9 @@ def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
     yield f"{where} {type(before).__name__}: {changed}"
 
 
-def _block_words(block: Block) -> str:
+def _block_words(block: Any) -> str:
+    if not isinstance(block, Block):
+        return _words(block)
     return " + ".join(_words(operator) for _, operator in block.sublayers()) or "empty"
 
 
@@ -124,6 +161,8 @@ def _recursion_words(plan: Plan) -> str:
 
 
 def _words(operator: Any) -> str:
+    if not is_dataclass(operator):
+        return _plain(operator)
     numbers = _numbers(operator)
     return f"{type(operator).__name__}({numbers})" if numbers else type(operator).__name__
 
@@ -132,6 +171,8 @@ def _numbers(operator: Any) -> str:
     """The fields worth reading, in the order of the class: `heads=4, window=64`."""
     shown = []
     for field in fields(operator):
+        if field.name in getattr(operator, "holds", ()):
+            continue
         value = getattr(operator, field.name)
         is_expected = isinstance(value, (bool, float)) and value == field.default
         if field.compare and value is not None and not is_expected:
@@ -167,7 +208,7 @@ def _number(count: int | None) -> str:
 
 MARGIN, BRACKET = 24, 88
 STREAM_X, BOX_X, BOX_END = 92, 132, 596
-BOX, ROW, GAP = 32, 42, 12
+BOX, ROW, GAP, INDENT = 32, 42, 12, 16
 INK, FAINT, LINE, PAPER, PANEL = "#1c2430", "#5b6675", "#8a94a3", "#ffffff", "#f5f6f8"
 CHARACTER = 7.2                                     # advance of 12 px text in a wide font, to cut in time
 
@@ -241,20 +282,42 @@ class _Sheet:
 
     def _layers(self) -> None:
         top = self.y
-        for index, block in enumerate(self.plan.layers):
-            rows = block.sublayers()
-            if not rows:
-                continue
-            height = len(rows) * ROW + 2
-            self.under.append(f'<rect x="{MARGIN}" y="{self.y}" width="{BOX_END + 12 - MARGIN}" '
-                              f'height="{height}" rx="8" fill="{PANEL}"/>')
-            self._text(MARGIN + 12, self.y + height / 2 + 4, str(index), fill=FAINT, weight=600)
-            for row, (role, operator) in enumerate(rows):
-                self._sublayer(self.y + 6 + row * ROW, f"layers.{index}.{role}.", role, operator, block)
-            self.y += height + 8
+        for index, item in enumerate(self.plan.layers):
+            self._item(item, str(index), f"layers.{index}", 0)
         if self.loops and self.y > top:
             self._bracket(top, self.y - 8)
         self.y += GAP
+
+    def _item(self, item: Any, title: str, name: str, depth: int) -> None:
+        """A panel for a block; for a macro a line with its parts below it, further in."""
+        if isinstance(item, Block):
+            self._block(item, title, name, depth)
+            return
+        self._label(f"{title}  {_words(item)}", name, depth)
+        for part in item.parts(self.plan.width, 1) if isinstance(item, Macro) else ():
+            self._item(part.item, part.name.rpartition(".")[2], f"{name}.{part.name}", depth + 1)
+
+    def _label(self, words: str, name: str, depth: int) -> None:
+        x = MARGIN + (BOX_X - MARGIN if depth else 12) + INDENT * depth
+        self._text(x, self.y + 15, _cut(words, int((BOX_END - x - 60) / CHARACTER)), weight=600)
+        self._text(BOX_END - 10, self.y + 15, _number(_count(self.parameters, f"{name}.")), fill=FAINT, anchor="end")
+        self.y += 26
+
+    def _block(self, block: Block, title: str, name: str, depth: int) -> None:
+        rows = block.sublayers()
+        if not rows:
+            return
+        height = len(rows) * ROW + 2
+        self.under.append(f'<rect x="{MARGIN}" y="{self.y}" width="{BOX_END + 12 - MARGIN}" '
+                          f'height="{height}" rx="8" fill="{PANEL}"/>')
+        self._text(MARGIN + 12, self.y + height / 2 + 4, "·" * depth + title, fill=FAINT, weight=600)
+        for row, (role, operator) in enumerate(rows):
+            self._sublayer(self.y + 6 + row * ROW, f"{name}.{role}.", role, operator, block)
+        self.y += height + 8
+        for role, operator in rows:
+            if isinstance(operator, Macro):
+                for part in operator.parts(self.plan.width, 1):
+                    self._item(part.item, part.name.rpartition(".")[2], f"{name}.{role}.op.{part.name}", depth + 1)
 
     def _sublayer(self, y: float, prefix: str, role: str, operator: Any, block: Block) -> None:
         enter, leave = y + 9, y + BOX - 8

@@ -15,24 +15,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .canonical import canonical_hash
+from .macros.base import is_absent
 
 if TYPE_CHECKING:
     import networkx as nx  # type: ignore[import-untyped]
 
+    from .macros.base import Macro, Part
     from .plan import Plan
 
-__all__ = ["ArchitectureGraph", "GraphNode", "architecture_hash", "build_graph", "operator_label",
-           "to_networkx"]
+__all__ = ["ArchitectureGraph", "Draft", "GraphNode", "architecture_hash", "build_graph", "operator_label",
+           "shell_label", "to_networkx"]
 
 STREAM = "stream"           # a tensor on its way through the operators
 RESIDUAL = "residual"       # the stream passing a sublayer by
+SKIP = "skip"               # a tensor kept for a later part
 WEIGHTS = "weights"         # the head reads the embedding's matrix
 LOOP = "loop"               # from where a recursion starts to where it ends
 
@@ -53,6 +56,7 @@ class ArchitectureGraph:
     nodes: tuple[GraphNode, ...]
     edges: tuple[tuple[int, int, str], ...]
     width: int
+    widths: tuple[int, ...] = ()              # of the tensor each node gives
 
     @property
     def hash(self) -> str:
@@ -66,59 +70,93 @@ def architecture_hash(plan: Plan) -> str:
 
 
 def build_graph(plan: Plan) -> ArchitectureGraph:
-    """The rewritten graph of `plan`: input, embedding, residual sublayers, norm, head.
+    """The rewritten graph of `plan`: input, embedding, body, norm, head.
 
-    A recursion stands as a node before the first and one after the last sublayer, so its weights are shared
-    by being one set of nodes. Raises TypeError when a field of an operator is neither plain nor a dataclass.
+    A recursion stands as a node before the first and one after the last node of what it repeats, so its weights are
+    shared by being one set of nodes. Raises TypeError when a field of an operator is neither plain nor a dataclass.
     """
-    draft = _Draft()
+    draft = Draft(plan.width)
     source = draft.node("input", "input")
     label = f"{operator_label(plan.embed)}->{plan.width}"
     embedding = draft.node(label, "embedding", "embed", plan.embed, source)
-    sublayers = [(f"layers.{index}.{role}", role, block.norm, operator)
-                 for index, block in enumerate(plan.layers) for role, operator in block.sublayers()]
-    stream = embedding
-    loops = bool(sublayers) and (plan.recursion.times > 1 or plan.recursion.lora_rank > 0)
-    if loops:
-        stream = begin = draft.node(operator_label(plan.recursion), "loop", "", plan.recursion, stream)
-    for place, role, norm, operator in sublayers:
-        stream = draft.sublayer(place, role, norm, operator, stream)
-    if loops:
-        stream = draft.node("loop end", "loop", "", None, stream)
-        draft.edges.append((begin, stream, LOOP))
+    stream = draft.looped(plan.recursion, embedding, plan.layers, "layers", plan.width)
     stream = draft.node(operator_label(plan.norm), "norm", "norm", plan.norm, stream)
     head = draft.node(operator_label(plan.head), "head", "head", plan.head, stream)
     if getattr(plan.head, "tied", False):
         draft.edges.append((embedding, head, WEIGHTS))
-    return ArchitectureGraph(tuple(draft.nodes), tuple(draft.edges), plan.width)
+    return ArchitectureGraph(tuple(draft.nodes), tuple(draft.edges), plan.width, tuple(draft.widths))
 
 
-class _Draft:
-    def __init__(self) -> None:
+class Draft:
+    """A graph while macros draw themselves into it. `width` is that of the stream just now."""
+
+    def __init__(self, width: int) -> None:
         self.nodes: list[GraphNode] = []
         self.edges: list[tuple[int, int, str]] = []
+        self.widths: list[int] = []
+        self.width = width
 
     def node(self, label: str, role: str, place: str = "", operator: Any = None,
              after: int | None = None) -> int:
+        """Add a node, fed by `after` where given; returns its index."""
         self.nodes.append(GraphNode(label, role, place, operator))
+        self.widths.append(self.width)
         index = len(self.nodes) - 1
         if after is not None:
             self.edges.append((after, index, STREAM))
         return index
 
-    def sublayer(self, place: str, role: str, norm: Any, operator: Any, stream: int) -> int:
-        normed = self.node(operator_label(norm), "norm", f"{place}.norm", norm, stream)
-        output = self.node(operator_label(operator), role, f"{place}.op", operator, normed)
+    def join(self, source: int, target: int, kind: str = STREAM) -> None:
+        """Add an edge; edges of one kind into a node are in no order."""
+        self.edges.append((source, target, kind))
+
+    def op(self, item: Any, place: str, role: str, stream: int, width: int) -> int:
+        """An operator or a macro behind `stream`; `Identity()` leaves no node."""
+        if item.kind == "identity":
+            return stream
+        if hasattr(item, "sketch"):
+            return item.sketch(self, stream, place, width)                              # type: ignore[no-any-return]
+        return self.node(operator_label(item), role, place, item, stream)
+
+    def part(self, part: Part, stream: int, place: str, role: str) -> int:
+        """A part of the macro at `place`."""
+        return self.op(part.item, f"{place}.{part.name}", role, stream, part.width)
+
+    def items(self, items: Iterable[Any], stream: int, place: str, width: int) -> int:
+        """Items of a stream one after the other."""
+        for index, item in enumerate(items):
+            stream = self.op(item, f"{place}.{index}", "mixer", stream, width)
+            width = item.out(width, 1)[0]
+        return stream
+
+    def looped(self, recursion: Any, stream: int, items: tuple[Any, ...], place: str, width: int) -> int:
+        """Items between the two ends of a loop; without the ends where the loop changes nothing."""
+        loops = not all(map(is_absent, items)) and (recursion.times > 1 or recursion.lora_rank > 0)
+        if not loops:
+            return self.items(items, stream, place, width)
+        begin = self.node(operator_label(recursion), "loop", "", recursion, stream)
+        end = self.node("loop end", "loop", "", None, self.items(items, begin, place, width))
+        self.edges.append((begin, end, LOOP))
+        return end
+
+    def sublayer(self, place: str, role: str, norm: Any, operator: Any, stream: int, width: int) -> int:
+        """Norm, operator, and the sum with the stream that passes them by."""
+        output = self.branch(place, role, norm, operator, stream, width)
         total = self.node("sum", "sum", "", None, output)
         self.edges.append((stream, total, RESIDUAL))
         return total
+
+    def branch(self, place: str, role: str, norm: Any, operator: Any, stream: int, width: int) -> int:
+        """Norm and operator without the sum."""
+        normed = self.node(operator_label(norm), "norm", f"{place}.norm", norm, stream)
+        return self.op(operator, f"{place}.op", role, normed, width)
 
 
 def to_networkx(graph: ArchitectureGraph) -> nx.MultiDiGraph:
     """As a networkx multigraph.
 
     Nodes carry `label`, `role`, `place` and `operator`; edges `kind`, `port` and `width`. `port` counts the
-    edges into a node. `width` is the residual width, None where no activation flows.
+    edges into a node. `width` is that of the tensor, None where no activation flows.
     networkx's `is_isomorphic` on `label` and `kind` agrees with equality of hashes.
     """
     import networkx as nx
@@ -128,7 +166,7 @@ def to_networkx(graph: ArchitectureGraph) -> nx.MultiDiGraph:
         result.add_node(index, **node._asdict())
     for source, target, kind in graph.edges:
         flows = kind in (STREAM, RESIDUAL) and graph.nodes[source].role != "input"
-        width = graph.width if flows else None
+        width = (graph.widths[source] if graph.widths else graph.width) if flows else None
         result.add_edge(source, target, kind=kind, port=result.in_degree(target), width=width)
     return result
 
@@ -145,11 +183,16 @@ def operator_label(operator: Any) -> str:
         return _label(operator)
 
 
-def _label(operator: Any) -> str:
+def shell_label(macro: Macro) -> str:
+    """The label of a macro's own node: its parts are nodes of their own."""
+    return _label(macro, without=macro.holds)
+
+
+def _label(operator: Any, without: tuple[str, ...] = ()) -> str:
     parts = []
     for name, is_default in _fields(operator.__class__):
         value = getattr(operator, name)
-        if not is_default(value):
+        if name not in without and not is_default(value):
             parts.append(f"{name}={_value(value, type(operator), name)}")
     return f"{type(operator).__name__}({','.join(parts)})"
 

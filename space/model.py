@@ -6,6 +6,8 @@ Legend: B batch, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,64 +15,77 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .axes import Param
-from .plan import Block, Plan
+from .macros.running import as_sequence, initial_state, step_part
+from .operator import leaf
+from .plan import Plan
+from .tree import matrices_of
 
 if TYPE_CHECKING:
     from .architecture import Architecture
 
-__all__ = ["BlockModule", "LowRank", "SequenceModel", "Sublayer", "initialise"]
+__all__ = ["BlockModule", "LayerStack", "Layers", "LowRank", "SequenceModel", "Stepping", "Sublayer", "built_layers",
+           "built_lora", "initialise"]
 
-State = list[list[dict[str, Any]]]       # [iteration][layer][sublayer]
+State = list[list[Any]]                  # [iteration][layer]
+Shared = dict[str, Any]                  # what parts of one stream hand to each other: keys and values, a memory
 
 
 class Sublayer(nn.Module):
     """`x + op(norm(x))`."""
 
-    def __init__(self, norm: nn.Module, op: nn.Module):
+    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False):
         super().__init__()
         self.norm: Any = norm
         self.op: Any = op
+        self.spatial = spatial
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.op(self.norm(x_BTD))
-        return x_BTD + y_BTD
+    def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        return x_BTD + self.branch(x_BTD, shared)
 
-    def step(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def branch(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        """`op(norm(x))` alone."""
+        return as_sequence(self.op, self.norm(x_BTD), self.spatial, shared)
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> Any:
+        return initial_state(self.op, batch, dtype, device)
+
+    def step(self, x_BTD: Tensor, state: Any, shared: Shared | None = None) -> tuple[Tensor, Any]:
         """With the operator's decode state; an operator without one works on each token alone."""
-        if not hasattr(self.op, "step"):
-            return self.forward(x_BTD), state
-        y_BTD, state = self.op.step(self.norm(x_BTD), state)
+        y_BTD, state = self.step_branch(x_BTD, state, shared)
         return x_BTD + y_BTD, state
+
+    def step_branch(self, x_BTD: Tensor, state: Any, shared: Shared | None = None) -> tuple[Tensor, Any]:
+        return step_part(self.op, self.norm(x_BTD), state, self.spatial, shared)
 
 
 class BlockModule(nn.Module):
     """The sublayers of one layer; those of `Identity()` are None."""
 
-    def __init__(self, block: Block, width: int):
+    shares = True
+
+    def __init__(self, mixer: Sublayer | None = None, channel: Sublayer | None = None):
         super().__init__()
-        built = {name: Sublayer(block.norm.build(width), op.build(width)) for name, op in block.sublayers()}
-        self.mixer = built.get("mixer")
-        self.channel = built.get("channel")
+        self.mixer, self.channel = mixer, channel
 
-    def forward(self, x_BTD: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """All tokens at once without a state; the next tokens with one."""
-        new_state = {}
-        for name, sublayer in (("mixer", self.mixer), ("channel", self.channel)):
-            if sublayer is None:
-                continue
-            if state is None:
-                x_BTD = sublayer(x_BTD)
-            else:
-                x_BTD, new_state[name] = sublayer.step(x_BTD, state[name])
-        return x_BTD, new_state
+    def sublayers(self) -> list[tuple[str, Sublayer]]:
+        """Those that exist, in order."""
+        pairs = (("mixer", self.mixer), ("channel", self.channel))
+        return [(name, sublayer) for name, sublayer in pairs if sublayer is not None]
 
-    def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        for name, sublayer in (("mixer", self.mixer), ("channel", self.channel)):
-            if sublayer is not None:
-                has_state = hasattr(sublayer.op, "init_state")
-                state[name] = sublayer.op.init_state(batch, dtype=dtype, device=device) if has_state else {}
-        return state
+    def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        for _, sublayer in self.sublayers():
+            x_BTD = sublayer(x_BTD, shared)
+        return x_BTD
+
+    def step(self, x_BTD: Tensor, state: dict[str, Any], shared: Shared | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """The next tokens and the state after them."""
+        after = {}
+        for name, sublayer in self.sublayers():
+            x_BTD, after[name] = sublayer.step(x_BTD, state[name], shared)
+        return x_BTD, after
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
+        return {name: sublayer.init_state(batch, dtype, device) for name, sublayer in self.sublayers()}
 
 
 class LowRank(nn.Module):
@@ -85,69 +100,141 @@ class LowRank(nn.Module):
         return self.B[iteration] @ self.A[iteration]
 
 
-class SequenceModel(nn.Module):
+class LayerStack(nn.Module):
+    """Layers of a stream in order, `times` times over, with the low-rank pairs of their matrices where there are any."""
+
+    shares = True
+
+    def __init__(self, layers: list[nn.Module], times: int = 1, lora: dict[str, nn.Module] | None = None):
+        super().__init__()
+        self._hold(layers, times)
+        self.lora = nn.ModuleDict(lora or {})
+
+    def _hold(self, layers: list[nn.Module], times: int) -> None:
+        self.times = times
+        self.layers = nn.ModuleList(layers)
+
+    def run(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        """All tokens at once through every iteration."""
+        for iteration in range(self.times):
+            for index, layer in enumerate(self.layers):
+                given = (x_BTD,) if shared is None else (x_BTD, shared)
+                x_BTD = functional_call(layer, self._adapted(iteration, index), given) if len(self.lora) else layer(*given)
+        return x_BTD
+
+    def run_step(self, x_BTD: Tensor, state: State, shared: Shared | None = None) -> tuple[Tensor, State]:
+        """The next tokens, with the state of every layer and iteration; the given state is left as it was."""
+        after: State = []
+        for iteration in range(self.times):
+            states = []
+            for index, layer in enumerate(self.layers):
+                given = (x_BTD, state[iteration][index], shared)
+                if len(self.lora):
+                    weights = {f"layer.{name}": weight for name, weight in self._adapted(iteration, index).items()}
+                    x_BTD, new = functional_call(Stepping(layer), weights, given)
+                else:
+                    x_BTD, new = step_part(layer, *given[:2], True, shared)
+                states.append(new)
+            after.append(states)
+        return x_BTD, after
+
+    def states(self, batch: int, dtype: torch.dtype, device: Any) -> State:
+        """The states before the first token."""
+        return [[initial_state(layer, batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
+
+    def _adapted(self, iteration: int, index: int) -> dict[str, Tensor]:
+        """A layer's parameters in one iteration: every matrix W becomes W + B[t] A[t]."""
+        weights, prefix = {}, f"layers_{index}_"
+        for name, weight in self.layers[index].named_parameters():
+            key = prefix + name.replace(".", "_")
+            weights[name] = weight + self.lora[key](iteration) if key in self.lora else weight
+        return weights
+
+
+class Layers(LayerStack):
+    """A stack as a part of a larger module."""
+
+    def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        return self.run(x_BTD, shared)
+
+    def step(self, x_BTD: Tensor, state: State, shared: Shared | None = None) -> tuple[Tensor, State]:
+        return self.run_step(x_BTD, state, shared)
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> State:
+        return self.states(batch, dtype, device)
+
+
+def built_layers(items: Iterable[Any], width: int) -> list[nn.Module]:
+    """The modules of items that follow one another, each at the width that reaches it."""
+    made = []
+    for item in items:
+        made.append(item.build(width))
+        width = item.out(width, 1)[0]
+    return made
+
+
+def built_lora(items: Iterable[Any], width: int, recursion: Any) -> dict[str, nn.Module]:
+    """The low-rank pairs of every matrix that `recursion` repeats, by its name with underscores."""
+    if not recursion.lora_rank:
+        return {}
+    found = {}
+    for name, matrix in matrices_of(items, width):
+        sizes = (recursion.times, recursion.lora_rank, *matrix.shape)
+        found[name.replace(".", "_")] = leaf((LowRank, sizes), partial(LowRank, *sizes))
+    return found
+
+
+class Stepping(nn.Module):
+    """A layer whose `forward` is its `step`: `functional_call` reaches `forward` alone."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD: Tensor, state: Any, shared: Shared | None = None) -> tuple[Tensor, Any]:
+        return step_part(self.layer, x_BTD, state, True, shared)
+
+
+class SequenceModel(LayerStack):
     """A network as its plan says, ready to train. `forward(ids_BT)` gives logits; images give class scores.
 
-    `init_state` and `step` decode token by token when every mixer streams.
+    `forward(ids, source)` gives an encoder-decoder its second input. `init_state` and `step` decode token by token when
+    every mixer streams.
     """
 
     architecture: Architecture | None = None
 
     def __init__(self, plan: Plan):
-        super().__init__()
+        nn.Module.__init__(self)
         self.plan = plan
-        self.times = plan.recursion.times
-        self.embed = plan.embed.build(plan.width)
-        self.layers = nn.ModuleList(BlockModule(block, plan.width) for block in plan.layers)
-        self.norm = plan.norm.build(plan.width)
-        self.head = plan.head.build(plan.width)
+        self.embed = plan.embed.build(plan.width)                # in the order of the computation, as its names are read
+        self._hold(built_layers(plan.layers, plan.width), plan.recursion.times)
+        self.norm = plan.norm.build(plan.out_width)
+        self.head = plan.head.build(plan.out_width)
+        self.lora = nn.ModuleDict(built_lora(plan.layers, plan.width, plan.recursion))
         self.tied = bool(getattr(plan.head, "tied", False))
-        self.lora = nn.ModuleDict()
-        if plan.recursion.lora_rank:
-            for name, matrix in lora_matrices(plan):
-                self.lora[name.replace(".", "_")] = LowRank(self.times, plan.recursion.lora_rank, *matrix.shape)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        x_BTD = self.embed(inputs)
-        for iteration in range(self.times):
-            for index in range(len(self.layers)):
-                x_BTD, _ = self._layer(iteration, index, x_BTD, None)
-        return self._logits(x_BTD)
+    def forward(self, inputs: Tensor, source: Tensor | None = None) -> Tensor:
+        shared = None if source is None else {"source": self.embed(source)}
+        return self._logits(self.run(self.embed(inputs), shared))
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> State:
         """The state before the first token, one per layer and iteration.
 
         Raises ValueError when an operator cannot decode token by token.
         """
-        for i, block in enumerate(self.plan.layers):
-            for name, op in block.sublayers():
+        for i, item in enumerate(self.plan.layers):
+            for name, op in item.sublayers() if hasattr(item, "sublayers") else [("", item)]:
                 if not op.streaming:
-                    raise ValueError(f"decoding needs operators with a state at layers[{i}].{name}: {type(op).__name__} "
+                    where = f"layers[{i}].{name}".rstrip(".")
+                    raise ValueError(f"decoding needs operators with a state at {where}: {type(op).__name__} "
                                      "has none; use forward, or give its module init_state and step")
-        return [[layer.init_state(batch, dtype, device) for layer in self.layers] for _ in range(self.times)]  # type: ignore[operator]
+        return self.states(batch, dtype, device)
 
     def step(self, ids_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of T >= 1 next tokens and the state after them; the given state is left as it was."""
-        x_BTD = self.embed(ids_BT)
-        new_state: State = []
-        for iteration in range(self.times):
-            states = []
-            for index in range(len(self.layers)):
-                x_BTD, after = self._layer(iteration, index, x_BTD, state[iteration][index])
-                states.append(after)
-            new_state.append(states)
-        return self._logits(x_BTD), new_state
-
-    def _layer(self, iteration: int, index: int, x_BTD: Tensor, state: dict[str, Any] | None) -> tuple[Tensor, Any]:
-        layer = self.layers[index]
-        if not len(self.lora):
-            return layer(x_BTD, state)                                        # type: ignore[no-any-return]
-        prefix = f"layers_{index}_"
-        weights = {}
-        for name, weight in layer.named_parameters():
-            key = prefix + name.replace(".", "_")
-            weights[name] = weight + self.lora[key](iteration) if key in self.lora else weight
-        return functional_call(layer, weights, (x_BTD, state))                # type: ignore[no-any-return]
+        x_BTD, after = self.run_step(self.embed(ids_BT), state)
+        return self._logits(x_BTD), after
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
         x_BTD = self.norm(x_BTD)
@@ -176,13 +263,7 @@ def _pick(logits_BV: Tensor, temperature: float, top_k: int | None, generator: t
 
 def lora_matrices(plan: Plan) -> list[tuple[str, Param]]:
     """The matrices of the looped layers, by their names in the model."""
-    found = []
-    for i, block in enumerate(plan.layers):
-        for name, op in block.sublayers():
-            for key, declared in op.axes(plan.width).items():
-                if declared.is_matrix:
-                    found.append((f"layers.{i}.{name}.op.{key}", declared))
-    return found
+    return list(matrices_of(plan.layers, plan.width))
 
 
 @torch.no_grad()

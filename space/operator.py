@@ -8,7 +8,11 @@ candidate, so those must not touch torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..registry import Registry
@@ -17,9 +21,13 @@ from .axes import Param
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Operator", "Source", "operators"]
+__all__ = ["Length", "Operator", "Source", "enlist", "leaf", "lending", "operators", "tokens_of"]
+
+Length = int | tuple[int, int]          # tokens of a sequence, or (height, width) of a grid
 
 operators: Registry[type[Operator]] = Registry("operator")
+Lender = Callable[[Any, Callable[[], Any]], Any]
+_lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,35 @@ class Source:
     options: tuple[str, ...] = ()
 
 
+def tokens_of(length: Length) -> int:
+    """The number of tokens of a sequence or a grid."""
+    return length if isinstance(length, int) else length[0] * length[1]
+
+
 class Operator:
     """Base of operator configs. Subclasses are `@dataclass(frozen=True)` and name their kind.
 
-    kind: mixer | channel | norm | embedding | head | identity.
+    kind: mixer | channel | norm | embedding | head | identity | macro.
     causal: output t depends on inputs up to t only. streaming: the module has `init_state` and `step`.
+    spatial: the module takes a grid [B, H, W, D] as it is; others get it flattened to [B, T, D]. The `length` of a spatial
+    operator's cost formulas is (height, width) on a grid, else a number of tokens.
+    keeps_zero: an input of zeros gives zeros, whatever the weights, so that a zero branch can be rewritten away.
+
+    Axes of one name may be permuted together without changing the function, which is how the entries that matter most
+    come first. What is not so is said here: fixed, axes whose entries have a meaning of their own (a rotary frequency, a
+    token id), with the reason; couples, axes whose order other operators of the network rely on; batched, axes whose
+    entries work alone (experts), so that each may order the other dimensions' axes in its own way.
     """
 
     kind: ClassVar[str] = "mixer"
     source: ClassVar[Source]
     causal: ClassVar[bool] = True
     streaming: ClassVar[bool] = True
+    spatial: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = False
+    fixed: ClassVar[Mapping[str, str]] = {}
+    couples: ClassVar[frozenset[str]] = frozenset()
+    batched: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, width: int, where: str) -> None:
         """Raise ValueError when these numbers cannot be built at residual width `width`."""
@@ -73,10 +99,50 @@ class Operator:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
-            known = operators._targets.get(cls.__name__)
-            # A notebook cell or a reloaded module defines its class again: the newer definition stands.
-            if known is None or getattr(known, "__module__", None) == cls.__module__:
-                operators._targets[cls.__name__] = cls
-            else:
-                operators.register(cls.__name__, cls)
+        if "build" in cls.__dict__:
+            cls.build = _lent(cls.build)                             # type: ignore[method-assign, assignment]
+        enlist(operators, cls)
+
+
+@contextmanager
+def lending(lender: Lender | None) -> Iterator[None]:
+    """While it lasts, leaves come from `lender(key, make)`, which may give a module made before; None makes all anew."""
+    token = _lender.set(lender)
+    try:
+        yield
+    finally:
+        _lender.reset(token)
+
+
+def leaf(key: Any, make: Callable[[], nn.Module]) -> nn.Module:
+    """A module that depends on `key` alone: made, or one that was lent."""
+    lender = _lender.get()
+    if lender is None:
+        return make()
+
+    def alone() -> nn.Module:
+        with lending(None):                 # what a leaf is made of is its own
+            return make()
+
+    return lender(key, alone)                                                         # type: ignore[no-any-return]
+
+
+def _lent(build: Callable[[Any, int], nn.Module]) -> Callable[[Any, int], nn.Module]:
+    """`build` of an operator, whose module depends on the operator and the width."""
+    @wraps(build)
+    def lent(self: Any, width: int) -> nn.Module:
+        return leaf((self, width), lambda: build(self, width))
+
+    return lent
+
+
+def enlist(registry: Registry[Any], cls: type) -> None:
+    """Register a class under its name, unless that starts with an underscore."""
+    if cls.__name__.startswith("_"):
+        return
+    known = registry._targets.get(cls.__name__)
+    # A notebook cell or a reloaded module defines its class again: the newer definition stands.
+    if known is None or getattr(known, "__module__", None) == cls.__module__:
+        registry._targets[cls.__name__] = cls
+    else:
+        registry.register(cls.__name__, cls)

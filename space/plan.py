@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .operator import Operator, Source
+from .macros.base import Macro, Part
+from .operator import Length, Operator, Source
 from .operators.identity import Identity
 from .operators.rmsnorm import RMSNorm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .graph import Draft
 
 __all__ = ["Block", "Loop", "Once", "Plan"]
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Macro):
     """A pre-norm residual layer: `x + mixer(norm(x))`, then `x + channel(norm(x))`.
 
     `Identity()` as mixer or channel removes that sublayer together with its norm and residual.
@@ -22,15 +28,44 @@ class Block:
     mixer: Any = field(default_factory=Identity)
     channel: Any = field(default_factory=Identity)
     norm: Any = field(default_factory=RMSNorm)
+    holds: ClassVar[tuple[str, ...]] = ("mixer", "channel", "norm")
+    source: ClassVar[Source] = Source("On Layer Normalization in the Transformer Architecture", 2020)
 
     @property
     def is_empty(self) -> bool:
         return isinstance(self.mixer, Identity) and isinstance(self.channel, Identity)
 
+    @property
+    def causal(self) -> bool:                                                        # type: ignore[override]
+        return all(op.causal for _, op in self.sublayers())
+
+    @property
+    def streaming(self) -> bool:                                                     # type: ignore[override]
+        return all(op.streaming for _, op in self.sublayers())
+
     def sublayers(self) -> list[tuple[str, Operator]]:
         """The sublayers that exist: ("mixer", operator) and ("channel", operator)."""
         pairs = (("mixer", self.mixer), ("channel", self.channel))
         return [(name, op) for name, op in pairs if not isinstance(op, Identity)]
+
+    def parts(self, width: int, length: Length) -> list[Part]:
+        """The norm and the operator of each sublayer."""
+        found = []
+        for name, op in self.sublayers():
+            found.append(Part(f"{name}.norm", self.norm, ("norm",), width, length))
+            found.append(Part(f"{name}.op", op, (name,), width, length))
+        return found
+
+    def build(self, width: int) -> nn.Module:
+        from .model import BlockModule, Sublayer
+
+        return BlockModule(**{name: Sublayer(self.norm.build(width), op.build(width), op.spatial)
+                              for name, op in self.sublayers()})
+
+    def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
+        for name, op in self.sublayers():
+            stream = draft.sublayer(f"{place}.{name}", name, self.norm, op, stream, width)
+        return stream
 
 
 @dataclass(frozen=True)
@@ -70,11 +105,23 @@ class Loop:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of one network. `layers` are the body in order; empty blocks are already gone."""
+    """Every number of one network. `layers` are the items of the body in order, blocks and macros; empty blocks are gone."""
 
     embed: Operator
     width: int
-    layers: tuple[Block, ...]
+    layers: tuple[Any, ...]
     recursion: Once | Loop
     head: Operator
     norm: Operator
+
+    @property
+    def out_width(self) -> int:
+        """The width of the stream that reaches the head."""
+        return flow(self.layers, self.width, 1)[0]
+
+
+def flow(items: tuple[Any, ...], width: int, length: Length) -> tuple[int, Length]:
+    """Width and length of a stream after `items`."""
+    for item in items:
+        width, length = item.out(width, length)
+    return width, length

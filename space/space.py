@@ -6,34 +6,37 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BodyplanError
 from .checking import check_space
 from .choices import Choice
-from .counting import NotCountable, count
-from .editing import compact, edit_layers, once_aliases
+from .compiling import DROPPED, Compiler
+from .constraints.ruling import Ruling
+from .constraints.stored import rules_from, to_stored
+from .crossing import crossover
+from .distance import distance
+from .editing import settlers
+from .encoding import Encoder
+from .estimating import SizeEstimate, estimate_size, numbering, sample_uniform
 from .genome import Decision, Genome
-from .layout import MAX_VARIANTS, body_operators, field_operators, layers_of, module_addresses, walk
+from .indexing import in_order
+from .layout import MAX_VARIANTS, Homes, Site, Survey, layers_of, loop_sites
 from .operator import Operator
-from .plan import Once, Plan
+from .outline import Outline
+from .plan import Loop, Once, Plan
+from .sampling import Acceptance, acceptance, draw, fill, stratified
 from .serialise import SCHEMA_VERSION, from_plain, to_plain
-from .spec import (
-    Compiler,
-    Gene,
-    Node,
-    RepeatNode,
-    variants,
-)
+from .spec import Gene, Node, variants
+from .variation import mutate, neighbours
+from .versions import upgraded
 
 if TYPE_CHECKING:
     from .architecture import Architecture
 
 __all__ = ["Space"]
-
-MAX_TRIES = 10_000
 
 
 class Space:
@@ -41,7 +44,8 @@ class Space:
 
     embed, head: operators of those kinds. width: a number or a choice of numbers. body: `repeat(block, times)`, a `Block`,
     a choice of blocks, or a tuple of those, run in order. recursion: `Once()`, `Loop(...)` or a choice. norm: the final
-    norm. constraints: functions of a resolved `Plan` that return whether it is allowed.
+    norm. constraints: declared rules over decisions and costs (see `constraints.words`), objectives with a bound, and
+    functions of a resolved `Plan` that return whether it is allowed.
 
     Everything is validated here: operators that cannot be built at some reachable size raise ValueError naming the place.
 
@@ -55,7 +59,7 @@ class Space:
     """
 
     def __init__(self, *, embed: Any, width: Any, body: Any, head: Any, recursion: Any = None, norm: Any = None,
-                 constraints: Sequence[Callable[[Plan], bool]] = ()):
+                 constraints: Sequence[Any] = ()):
         from .operators.rmsnorm import RMSNorm
 
         self.definition = {"embed": embed, "width": width, "body": body, "recursion": recursion or Once(),
@@ -66,11 +70,14 @@ class Space:
 
     def _compile(self) -> None:
         compiler = Compiler()                          # one for all fields, so that an object tied across them is seen
-        self._nodes = {name: compiler.compile(part, name) for name, part in self.definition.items()}
+        self._nodes = {name: compiler.compile(part, name, DROPPED if name == "body" else None)
+                       for name, part in self.definition.items()}
         self.genes: tuple[Gene, ...] = tuple({g.path: g for node in self._nodes.values() for g in node.genes}.values())
         self._gene_by_path = {g.path: g for g in self.genes}
-        self._repeats = [n for n in walk(self._nodes["body"]) if isinstance(n, RepeatNode)]
-        self._aliases = once_aliases(self._nodes["recursion"])
+        self.outline = Outline(tuple(self._nodes.values()))
+        self._settlers = settlers(self._nodes)
+        self._settled: Genome | None = None
+        self.ruling = Ruling(self._nodes, self.constraints)
 
     def __repr__(self) -> str:
         return f"Space({len(self.genes)} genes, hash {self.hash[:8]})"
@@ -85,31 +92,48 @@ class Space:
     # -- genomes -------------------------------------------------------------------------------------------------
 
     def sample(self, seed_or_rng: int | random.Random = 0) -> Architecture:
-        """A random architecture: every decision uniform over its options. An int seeds a fresh generator."""
+        """A random architecture that keeps the constraints: see `sample_genome`. An int seeds a fresh generator."""
         rng = seed_or_rng if isinstance(seed_or_rng, random.Random) else random.Random(seed_or_rng)
-        return self.architecture(self.sample_genome(rng))
+        drawn = draw(self, rng)
+        return drawn.architecture or self.architecture(drawn.genome)
 
     def sample_genome(self, rng: random.Random) -> Genome:
-        """A random canonical genome that satisfies the constraints. Raises BodyplanError when none is found."""
-        return self._allowed(lambda: self._fill({}, rng))
+        """A random canonical genome that keeps the constraints. Raises BodyplanError when none is found.
 
-    def _allowed(self, propose: Callable[[], Genome], tries: int = MAX_TRIES) -> Genome:
-        for _ in range(tries if self.constraints else 1):
-            genome = self.canonical(propose())
-            if not self.violated(genome):
-                return genome
-        names = ", ".join(getattr(c, "__name__", repr(c)) for c in self.constraints)
-        raise BodyplanError(f"no allowed architecture in {tries} draws: constraints {names} reject nearly all; loosen them")
+        Every decision is uniform over the options that the rules over decisions leave it; rules over costs reject. Where
+        they accept almost nothing the draw is repaired, and `is_repaired` says so.
+        """
+        return draw(self, rng).genome
+
+    def is_repaired(self, genome: Genome) -> bool:
+        """Whether `sample_genome` has come by this genome by repair, which prefers some genomes to others."""
+        return hash(genome) in self.ruling.repaired
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """How many random genomes keep the constraints that cannot be pruned by, with an interval."""
+        return acceptance(self)
+
+    def sample_uniform(self, rng: random.Random) -> Genome:
+        """A genome of the space, each exactly as likely as any other; it need not be canonical.
+
+        Raises NotCountable for a continuous gene, BodyplanError where constraints that are not counted reject nearly all.
+        """
+        return sample_uniform(self, rng)
+
+    def sample_stratified(self, n: int, axis: str | Callable[[Architecture], float], rng: random.Random,
+                          pool: int | None = None) -> list[Architecture]:
+        """`n` architectures spread over a cost ("parameters", "macs", ..., or a function), from small to large."""
+        return stratified(self, n, axis, rng, pool)
 
     def violated(self, genome: Genome) -> list[str]:
         """Names of the constraints that `genome` breaks."""
-        if not self.constraints:
-            return []
-        plan = self.architecture(genome).plan
-        return [getattr(c, "__name__", repr(c)) for c in self.constraints if not c(plan)]
+        return self.ruling.violated(genome, lambda: self.architecture(genome)) if self.constraints else []
 
     def _fill(self, known: Mapping[str, Decision], rng: random.Random) -> Genome:
-        """Walk the space with the decisions in `known`, drawing the rest."""
+        """Walk the space with the decisions in `known`, drawing the rest; rules over decisions come first."""
+        if self.ruling.prunes:
+            return fill(self, known, rng)
         made: dict[str, Decision] = {}
 
         def decide(gene: Gene) -> Decision:
@@ -148,23 +172,27 @@ class Space:
     def canonical(self, genome: Genome) -> Genome:
         """The one genome that stands for all that write the same decisions.
 
-        Dead genes are dropped, layers without any sublayer are moved out (or to the end, where depth cannot shrink), and
-        `Loop(times=1)` becomes `Once()` where the space holds it.
+        Dead genes are dropped. An item of a stream without any sublayer moves out, or to the end where depth cannot
+        shrink. A candidate that resolves to what another one is becomes that one (`Loop(times=1)` is `Once()`).
         """
+        if genome is self._settled:
+            return genome
         decisions = dict(genome)
-        for path, first in self._aliases.items():
-            if decisions.get(path) in first:
-                decisions[path] = first[decisions[path]]        # type: ignore[index]
-        for node in self._repeats:
-            compact(node, decisions)
         made: dict[str, Decision] = {}
 
         def decide(gene: Gene) -> Decision:
             made[gene.path] = decision = decisions[gene.path]
             return decision
 
-        self._resolve(decide)
-        return Genome(made)
+        try:
+            for settle in self._settlers:
+                settle(decisions)
+            self._resolve(decide)
+        except (KeyError, IndexError, TypeError):
+            self._check_decisions(genome)
+            raise
+        self._settled = Genome(made)                   # asked for again by the architecture of what was just drawn
+        return self._settled
 
     def architecture(self, genome: Genome) -> Architecture:
         """The architecture of `genome`. Raises ValueError when the genome is not of this space."""
@@ -172,8 +200,8 @@ class Space:
 
         return Architecture(self, genome)
 
-    def plan(self, genome: Genome) -> tuple[Plan, dict[str, str]]:
-        """The resolved plan and the weight address of every module prefix."""
+    def plan(self, genome: Genome) -> tuple[Plan, Homes]:
+        """The resolved plan, and what `layout.addresses` needs to say where its weights live."""
         try:
             parts = self._resolve(lambda gene: genome[gene.path])
         except (KeyError, IndexError, TypeError):
@@ -181,57 +209,30 @@ class Space:
             raise
         layers, where = layers_of(parts["body"])
         values = {name: value for name, (value, _) in parts.items()}
-        plan = Plan(values["embed"], values["width"], tuple(layers), values["recursion"], values["head"], values["norm"])
-        return plan, module_addresses(parts, layers, where)
+        plan = Plan(values["embed"], values["width"], layers, values["recursion"], values["head"], values["norm"])
+        return plan, (parts, layers, where)
 
     # -- variation -----------------------------------------------------------------------------------------------
 
     def mutate(self, genome: Genome, rng: random.Random) -> Genome:
-        """Another genome near `genome`: one gene redrawn, or a layer inserted, removed or swapped."""
-        for _ in range(100):
-            layered = [n for n in self._repeats if len(n.items) > 1]
-            proposal = (self._fill(edit_layers(genome, rng.choice(layered), rng), rng)
-                        if layered and rng.random() < 0.3 else self._redraw(genome, rng))
-            proposal = self.canonical(proposal)
-            if proposal != genome and not self.violated(proposal):
-                return proposal
-        return self.sample_genome(rng)
-
-    def _redraw(self, genome: Genome, rng: random.Random) -> Genome:
-        active = [self._gene_by_path[path] for path in genome]
-        active = [g for g in active if g.options is None or len(g.options) > 1]
-        if not active:
-            return genome
-        gene = rng.choice(active)
-        known = dict(genome)
-        while (decision := gene.sample(rng)) == known[gene.path]:
-            pass
-        known[gene.path] = decision
-        return self._fill(known, rng)
+        """Another genome near `genome`: a decision or subtree drawn anew, a number resized, layers edited (`variation`)."""
+        return mutate(self, genome, rng)
 
     def crossover(self, a: Genome, b: Genome, rng: random.Random) -> Genome:
-        """A child whose parts come whole from one parent or the other: a layer, or a top-level field, is a part."""
-        def mixed() -> Genome:
-            takes_a: dict[str, bool] = {}
-            known: dict[str, Decision] = {}
-            for path in {**a, **b}:
-                part = path[:path.index("]") + 1] if "]" in path else path.split(".")[0]
-                first, second = (a, b) if takes_a.setdefault(part, rng.random() < 0.5) else (b, a)
-                known[path] = first[path] if path in first else second[path]
-            return self._fill(known, rng)
-
-        return self._allowed(mixed, 100) if self.constraints else self.canonical(mixed())
+        """A child whose parts come whole from one parent or the other: a layer, a field, an element of a tuple."""
+        return crossover(self, a, b, rng)
 
     def neighbours(self, genome: Genome) -> Iterator[Genome]:
-        """Every canonical genome one decision away; newly active decisions stand at their first option."""
-        seen = {genome}
-        for path in genome:
-            gene = self._gene_by_path[path]
-            for option in gene.options or (gene.low, gene.high):
-                near = self.canonical(self._first({**genome, path: option}))
-                if near not in seen and not self.violated(near):
-                    seen.add(near)
-                    yield near
+        """Every canonical genome one edit away, each once, in a fixed order: one decision, or layers edited.
+
+        New decisions stand at their first options. Every canonical genome is reached in the end where no constraint is
+        in the way.
+        """
+        return neighbours(self, genome)
+
+    def distance(self, a: Genome, b: Genome) -> float:
+        """How far apart two genomes are, in decisions: a metric that aligns layers and counts numbers by their step."""
+        return distance(self, a, b)
 
     def _first(self, known: Mapping[str, Decision]) -> Genome:
         made: dict[str, Decision] = {}
@@ -247,42 +248,28 @@ class Space:
     # -- counting and encoding -----------------------------------------------------------------------------------
 
     def size(self) -> int:
-        """How many genomes there are, exactly. Raises NotCountable with constraints (when large) or continuous genes."""
-        total = count(tuple(self._nodes.values()))
-        if not self.constraints:
-            return total
-        if total > 200_000:
-            raise NotCountable(f"constraints are counted by enumeration up to 200000 genomes: got {total} before them")
-        return sum(1 for _ in self.enumerate())
+        """How many genomes `enumerate` yields, exactly.
+
+        Raises NotCountable, naming what stands in the way: a continuous gene, a constraint of too many states.
+        """
+        return numbering(self).size
+
+    def estimate_size(self, samples: int = 1000, seed: int = 0) -> SizeEstimate:
+        """The size as an interval, from the share of uniform genomes that keep the constraints that are not counted."""
+        return estimate_size(self, samples, seed)
 
     def enumerate(self) -> Iterator[Genome]:
-        """Every genome that satisfies the constraints, in a fixed order (dead genes are never in a genome)."""
-        choices: list[tuple[Gene, int]] = []
-        while True:
-            made: dict[str, Decision] = {}
-            order: list[Gene] = []
+        """Every genome that keeps the constraints, in a fixed order (dead genes are never in a genome)."""
+        return (genome for genome in map(Genome, in_order(self.ruling.counter)) if not self.violated(genome))
 
-            def decide(gene: Gene, made: dict[str, Decision] = made, order: list[Gene] = order) -> Decision:
-                if gene.path not in made:
-                    if gene.options is None:
-                        raise NotCountable(f"a continuous gene cannot be enumerated: {gene.path}; give real(...) a step")
-                    index = choices[len(order)][1] if len(order) < len(choices) else 0
-                    order.append(gene)
-                    made[gene.path] = gene.options[index]
-                return made[gene.path]
+    def index(self, genome: Genome) -> int:
+        """The place of a genome in `enumerate`. Raises ValueError for one of another space, NotCountable as `size`."""
+        self.validate(genome)
+        return numbering(self).index(genome)
 
-            self._resolve(decide)
-            genome = Genome(made)
-            if not self.violated(genome):
-                yield genome
-            taken = [i for _, i in choices] + [0] * (len(order) - len(choices))
-            while order and taken[-1] + 1 >= len(order[-1].options or ()):
-                order.pop()
-                taken.pop()
-            if not order:
-                return
-            taken[-1] += 1
-            choices[:] = list(zip(order, taken, strict=True))
+    def genome(self, index: int) -> Genome:
+        """The genome at a place in `enumerate`, found without enumerating. Raises IndexError, NotCountable as `size`."""
+        return numbering(self).genome(index)
 
     def complete(self, genome: Genome) -> dict[str, Decision]:
         """Every gene of the space: the genome's decisions, and the first option of inactive genes."""
@@ -292,9 +279,21 @@ class Space:
         """The canonical genome of a complete assignment; inactive decisions are ignored."""
         return self.canonical(self._first(decisions))
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The layout of the vectors of `encode`."""
+        return Encoder(self.genes)
+
     def encode(self, genome: Genome) -> np.ndarray:
         """Features of fixed length, float64: one-hot per choice (all zero when inactive), scaled number and activity."""
-        return np.concatenate([_encode_gene(g, genome.get(g.path)) for g in self.genes]) if self.genes else np.zeros(0)
+        return self.encoder.encode(genome)
+
+    def decode(self, vector: np.ndarray) -> Genome:
+        """The canonical genome of a vector: of `encode(genome)` that genome, of any other one the nearest option per gene.
+
+        Constraints are not repaired. Continuous numbers are read back to twelve significant digits of their range.
+        """
+        return self.from_complete(self.encoder.decode(vector))
 
     def labels(self, genome: Genome) -> dict[str, str]:
         """The decisions in words, by path."""
@@ -313,18 +312,14 @@ class Space:
     def to_json(self) -> dict[str, Any]:
         """The definition as JSON, for journals and export; classes by name, functions by qualified name."""
         return {"schema_version": SCHEMA_VERSION, "definition": to_plain(self.definition),
-                "constraints": [getattr(c, "__qualname__", repr(c)) for c in self.constraints]}
+                "constraints": to_stored(self.ruling.rules)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Space:
         """Read what `to_json` wrote. Raises ValueError for constraints and operators that are code of the user's own."""
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"a space of schema_version {SCHEMA_VERSION} is needed: got "
-                             f"{stored.get('schema_version')!r}")
-        if stored["constraints"]:
-            raise ValueError("a space is read back from JSON only without code of your own: it has the constraints "
-                             f"{', '.join(stored['constraints'])}; load it from the Python file that defines it")
-        return cls(**from_plain(stored["definition"]))
+        stored = upgraded(stored, "space")
+        rules = rules_from(stored["constraints"])
+        return cls(**from_plain(stored["definition"]), constraints=rules)
 
     @property
     def hash(self) -> str:
@@ -335,10 +330,27 @@ class Space:
         return self._hash
 
     def operators(self) -> Iterator[tuple[str, list[Operator]]]:
-        """(weight address, variants) of every operator that may be built; supernets lay weights out from it."""
-        for name in ("embed", "head", "norm"):
-            yield from field_operators(self._nodes[name])
-        yield from body_operators(self._nodes["body"])
+        """(weight address, variants) of every operator that may be built."""
+        yield from ((site.address, site.operators) for site in self.sites())
+
+    def sites(self) -> list[Site]:
+        """Every place for weights; supernets lay them out from it."""
+        return self._surveyed()[0]
+
+    def loops(self) -> list[tuple[str, list[Loop], list[Site]]]:
+        """(address, recursions, sites inside) of every loop that may be built."""
+        return self._surveyed()[1]
+
+    def _surveyed(self) -> tuple[list[Site], list[tuple[str, list[Loop], list[Site]]]]:
+        if not hasattr(self, "_survey"):
+            widths, ends, body = frozenset(self.widths()), Survey(), Survey()
+            ends.visit(self._nodes["embed"], widths)
+            leaving = body.visit(self._nodes["body"], widths)
+            for name in ("norm", "head"):
+                ends.visit(self._nodes[name], leaving)
+            loops = [(home, found, body.sites) for home, found in loop_sites(self._nodes["recursion"])]
+            self._survey = [*ends.sites, *body.sites], [*body.loops, *loops]
+        return self._survey
 
     def widths(self) -> list[int]:
         """Every residual width that may be decided."""
@@ -354,14 +366,6 @@ def _for_embedding(head: Any, embed: Any) -> Any:
     if isinstance(head, Choice):
         return Choice(tuple(_for_embedding(candidate, embed) for candidate in head.candidates))
     return head.for_embedding(embed) if hasattr(head, "for_embedding") and not isinstance(head, type) else head
-
-
-def _encode_gene(gene: Gene, decision: Decision | None) -> np.ndarray:
-    if gene.kind in ("choice", "subset"):
-        assert gene.options is not None
-        return np.array([float(option == decision) for option in gene.options])
-    span = (gene.high - gene.low) or 1.0
-    return np.array([0.0, 0.0] if decision is None else [1.0, (decision - gene.low) / span])  # type: ignore[operator]
 
 
 def _climb(space: Space, sign: int) -> Genome:

@@ -1,0 +1,12 @@
+"""Macros: parts of a network made of other parts.
+
+    base              what a macro declares
+    running           how its parts are run
+    parallel          branches side by side: sum, gate, concatenation
+    cell              a small graph with a decision on every edge
+    stage             layers at another width and resolution
+    ushape            down, inner layers, up, with a skip
+    looped            layers that run several times
+    encoder_decoder   layers that read what other layers made of the source
+    stack, residual   layers with another residual topology
+"""

@@ -1,0 +1,134 @@
+"""What a macro is: a part of a network made of other parts.
+
+A macro is an operator whose fields named in `holds` contain further parts: operators, blocks or macros, one or a tuple,
+with choices anywhere inside them as long as it sits in a space. It declares only the parameters that are its own;
+those of its parts are declared by the parts. From `parts` follow costs, weight addresses and the module's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from ...registry import Registry
+from ..operator import Length, Operator, enlist
+
+if TYPE_CHECKING:
+    from ..graph import Draft
+
+__all__ = ["Macro", "Part", "as_items", "at", "is_absent", "kept", "macros"]
+
+macros: Registry[type[Macro]] = Registry("macro")
+
+Visit = Callable[[str, frozenset[int]], frozenset[int]]       # (field, widths in) -> widths out
+Numbers = Callable[[str], list[Any]]                          # field -> every value it may take
+
+
+class Part(NamedTuple):
+    """One part of a macro as it runs.
+
+    name: its prefix in the macro's module. at: where it stands in the macro's fields: (field,) or (field, index).
+    width, length: of the stream that reaches it.
+    """
+
+    name: str
+    item: Any
+    at: tuple[str | int, ...]
+    width: int
+    length: Length
+
+
+class Macro(Operator):
+    """Base of macros. Subclasses are frozen dataclasses and say which fields hold parts.
+
+    streams: those of `holds` whose parts are items of a stream (blocks, macros); the others hold operators. spatial: a
+    macro takes grids and sequences alike. recursion: of a macro that repeats its parts, which then stand in one stream.
+
+    A subclass defines `parts`, `build` and `sketch`; `axes` for parameters of its own; `out` and `survey` where it
+    changes the width or the length of the stream. `axes` may depend on how many parts there are, never on which: a
+    supernet asks it with placeholders (None) in their place.
+    """
+
+    kind: ClassVar[str] = "macro"
+    holds: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[tuple[str, ...]] = ()
+    spatial: ClassVar[bool] = True
+    recursion: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        enlist(macros, cls)
+
+    def axes(self, width: int) -> dict[str, Any]:
+        """The macro's own parameters by their names in its module."""
+        return {}
+
+    def parts(self, width: int, length: Length) -> list[Part]:
+        """The parts in the order they run, without those that are absent."""
+        raise TypeError(f"{type(self).__name__} must define parts(width, length)")
+
+    def out(self, width: int, length: Length) -> tuple[int, Length]:
+        """Width and length of the stream after the macro."""
+        return width, length
+
+    def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]
+        """Multiply-adds of the macro's own parameters; those of its parts are added by who asks."""
+        return 0.0
+
+    def decode_macs(self, width: int, length: Length) -> float:                      # type: ignore[override]
+        return 0.0
+
+    def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
+        """Draw the macro into a graph, from node `stream` on; returns the node its output leaves."""
+        raise TypeError(f"{type(self).__name__} must define sketch(draft, stream, place, width)")
+
+    @classmethod
+    def survey(cls, widths: frozenset[int], numbers: Numbers, visit: Visit) -> frozenset[int]:
+        """Visit every field that holds parts with the widths that may reach it; returns the widths that may leave."""
+        for name in cls.holds:
+            visit(name, widths)
+        return widths
+
+    def rewrites(self) -> tuple[Callable[[Any], Any], ...]:
+        """What the macro may make of an operator inside it, beside leaving it as it is."""
+        return ()
+
+    def label(self) -> str:
+        """Class name and the plain fields that are not at their default, for nodes of the graph."""
+        from ..graph import shell_label
+
+        return shell_label(self)
+
+    def plain_fields(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the fields that hold no parts."""
+        yield from ((f.name, getattr(self, f.name)) for f in fields(self) if f.name not in self.holds)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An item that is there, and its index among all that were declared."""
+
+    index: int
+    item: Any
+
+
+def as_items(held: Any) -> tuple[Any, ...]:
+    """What a field holds as a tuple: a tuple as it is, nothing for None, else the one item."""
+    if held is None:
+        return ()
+    return tuple(held) if isinstance(held, (tuple, list)) else (held,)
+
+
+def is_absent(item: Any) -> bool:
+    """Whether an item of a stream leaves no trace: a block without sublayers, `Identity()` in the place of a layer."""
+    return bool(getattr(item, "is_empty", False)) or getattr(item, "kind", "") == "identity"
+
+
+def kept(held: Any) -> list[Kept]:
+    """The items of a stream that are there, with their declared index; placeholders count."""
+    return [Kept(i, item) for i, item in enumerate(as_items(held)) if not is_absent(item)]
+
+
+def at(field: str, held: Any, index: int) -> tuple[str | int, ...]:
+    """Where item `index` of a field stands: a field that holds a single item has no index."""
+    return (field, index) if isinstance(held, (tuple, list)) else (field,)

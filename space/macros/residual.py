@@ -1,0 +1,179 @@
+"""Residual topologies: how the outputs of layers reach later layers. The modules are in `residual_layers`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+from ..axes import Init, Param, axis, param
+from ..operator import Length, Source, tokens_of
+from ..operators.attention import Attention
+from ..plan import Block
+
+__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "Residual", "ValueResidual"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The plain residual stream: each sublayer adds to what reached it (He et al., 2015)."""
+
+    source: ClassVar[Source] = Source("Deep Residual Learning for Image Recognition", 2015)
+
+    def check(self, where: str) -> None:
+        """Raise ValueError for numbers that cannot be built."""
+
+    def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
+        """Parameters beside those of the layers; `units` counts their sublayers."""
+        return {}
+
+    def macs(self, width: int, length: Length, units: int) -> float:
+        """Multiply-adds beside those of the layers."""
+        return 0.0
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        """The layers as this topology needs them, one for one; placeholders stay."""
+        return items
+
+    def rewrite(self, operator: Any) -> Any:
+        """What the topology may make of an operator."""
+        return operator
+
+
+@dataclass(frozen=True)
+class DenseAverage(Residual):
+    """DenseFormer (Pagliardini et al., 2024): after layer i the stream is a learned weighted sum of the input and of the
+    outputs of layers 1 to i; it starts as the newest alone."""
+
+    source: ClassVar[Source] = Source("DenseFormer: Enhancing Information Flow in Transformers via Depth Weighted "
+                                      "Averaging", 2024)
+
+    def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
+        """One row of weights per layer, rows of growing length one after the other, so that fewer layers are a prefix."""
+        return {"weights": param(axis("depth_pairs", layers * (layers + 3) // 2), init="zeros")} if layers else {}
+
+
+@dataclass(frozen=True)
+class ValueResidual(Residual):
+    """ResFormer (Zhou et al., 2024): every attention layer mixes its values with those of the first one.
+
+    Holds for softmax attention as a block's mixer, where the first one's heads and head size are the same.
+    """
+
+    source: ClassVar[Source] = Source("Value Residual Learning For Alleviating Attention Concentration In Transformers",
+                                      2024)
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        first, made = None, []
+        for item in items:
+            attention = attention_of(item)
+            if attention is None or attention.reuse_kv:
+                made.append(item)
+            elif first is None:
+                first = values_of(attention, width)
+                made.append(item)
+            else:
+                made.append(replace(item, mixer=self.rewrite(attention)) if values_of(attention, width) == first else item)
+        return made
+
+    def rewrite(self, operator: Any) -> Any:
+        return replace(operator, value_residual=True) if is_softmax(operator) and not operator.reuse_kv else operator
+
+
+@dataclass(frozen=True)
+class CrossLayerKV(Residual):
+    """Cross-layer attention (Brandon et al., 2024): of every `every` attention layers in a row the first computes keys and
+    values, the others use them.
+
+    Holds for softmax attention as a block's mixer; a layer whose key/value heads, head size or window differ from those
+    it would use computes its own and starts anew.
+    """
+
+    every: Any = 2
+    source: ClassVar[Source] = Source("Reducing Transformer Key-Value Cache Size with Cross-Layer Attention", 2024)
+
+    def check(self, where: str) -> None:
+        if not isinstance(self.every, int) or self.every < 2:
+            raise ValueError(f"every is 2 or more at {where}: got {self.every!r}; use Residual() to share nothing")
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        held, used, made = None, 0, []
+        for item in items:
+            attention = attention_of(item)
+            if attention is None:
+                made.append(item)
+                continue
+            kind = (*values_of(attention, width), attention.window)
+            used = used + 1 if kind == held and used < self.every else 1
+            held = kind
+            made.append(item if used == 1 else replace(item, mixer=self.rewrite(attention)))
+        return made
+
+    def rewrite(self, operator: Any) -> Any:
+        return replace(operator, reuse_kv=True) if is_softmax(operator) and not operator.value_residual else operator
+
+
+@dataclass(frozen=True)
+class HyperConnections(Residual):
+    """Hyper-connections (Zhu et al., 2024): `rate` copies of the stream, mixed before and after every sublayer.
+
+    Sublayer k reads a learned mixture of the streams and writes to all of them; it starts as a plain residual layer on
+    stream k mod rate. dynamic: the mixtures also depend on the token, through a tanh of its normalised streams (here
+    without a gain). The streams are summed at the end.
+    """
+
+    rate: Any = 2
+    dynamic: Any = True
+    source: ClassVar[Source] = Source("Hyper-Connections", 2024)
+
+    def check(self, where: str) -> None:
+        if not isinstance(self.rate, int) or self.rate < 2:
+            raise ValueError(f"rate is 2 or more at {where}: got {self.rate!r}; use Residual() for one")
+
+    def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
+        if not units:
+            return {}
+        u, n, d = axis("units", units), axis("streams", self.rate), axis("width", width)
+        reads = axis("read", 1) + axis("streams", self.rate)
+        found = {"mix": param(u, n, reads, init="zeros"), "write": param(u, n, init="zeros")}
+        if self.dynamic:
+            small = Init("constant", low=0.01)
+            found |= {"mix_by_token": param(u, d, reads, init="zeros"), "write_by_token": param(u, d, init="zeros"),
+                      "mix_scale": param(u, init=small), "write_scale": param(u, init=small)}
+        return found
+
+    def macs(self, width: int, length: Length, units: int) -> float:
+        n = self.rate
+        mixing = n * (n + 1) * width
+        by_token = n * (n + 2) * width if self.dynamic else 0
+        return float(units * tokens_of(length) * (mixing + by_token))
+
+
+@dataclass(frozen=True)
+class Ladder(Residual):
+    """Ladder residual (Zhang et al., 2025): each sublayer reads the stream as it was before the previous sublayer added to
+    it, so that on several devices the previous one's communication overlaps with it."""
+
+    source: ClassVar[Source] = Source("Ladder-residual: parallelism-aware architecture for accelerating large model "
+                                      "inference with communication overlapping", 2025)
+
+
+def attention_of(item: Any) -> Any:
+    """The softmax self-attention of a block, or None."""
+    return item.mixer if isinstance(item, Block) and is_softmax(item.mixer) else None
+
+
+def is_softmax(operator: Any) -> bool:
+    return isinstance(operator, Attention)
+
+
+def values_of(attention: Any, width: int) -> tuple[int, int]:
+    """(key/value heads, head size)."""
+    kv_heads, _, head_dim = attention.sizes(width)
+    return kv_heads, head_dim
+
+
+def residual_label(residual: Residual) -> str:
+    """Class name and fields, for nodes of the graph."""
+    assert is_dataclass(residual)
+    given = ",".join(f"{f.name}={getattr(residual, f.name)}" for f in fields(residual))
+    return f"{type(residual).__name__}({given})"

@@ -1,0 +1,150 @@
+"""Down, inner layers, up again, with the outer stream carried across.
+
+Legend: B batch, T tokens, H rows, W columns, D width outside, E width inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..axes import Dim, Param, as_dim, axis, param
+from ..graph import SKIP
+from ..model import Layers, built_layers
+from ..operator import Length, Source, tokens_of
+from .base import Macro, Numbers, Part, Visit, kept
+from .looped import stream_parts
+from .stage import Resample, after_stride
+
+if TYPE_CHECKING:
+    from ..graph import Draft
+
+__all__ = ["UShape", "UShapeLayers"]
+
+SKIPS = ("sum", "concat")
+
+
+class Upsample(nn.Module):
+    """A transposed convolution with kernel = stride; what exceeds the wanted size is cut off."""
+
+    def __init__(self, width: int, out_width: int, stride: tuple[int, ...]):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(width, out_width, *stride))
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def forward(self, x_BTE: Tensor, like_BTD: Tensor) -> Tensor:
+        x_BET = x_BTE.movedim(-1, 1)
+        conv = F.conv_transpose1d if x_BET.ndim == 3 else F.conv_transpose2d
+        y_BTD = conv(x_BET, self.weight, self.bias, self.stride).movedim(1, -1)
+        for d in range(1, y_BTD.ndim - 1):
+            y_BTD = y_BTD.narrow(d, 0, like_BTD.shape[d])
+        return y_BTD
+
+
+class UShapeLayers(nn.Module):
+    """Before, down, inner, up, merge with what came before, after."""
+
+    shares = True
+
+    def __init__(self, before: nn.Module, down: nn.Module, inner: nn.Module, up: nn.Module, after: nn.Module,
+                 merge: nn.Module | None = None):
+        super().__init__()
+        self.before, self.down, self.inner, self.up, self.after = before, down, inner, up, after
+        self.merge = merge
+
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        more = () if shared is None else (shared,)
+        x_BTD = self.before(x_BTD, *more)
+        y_BTD: Tensor = self.up(self.inner(self.down(x_BTD), *more), x_BTD)
+        x_BTD = x_BTD + y_BTD if self.merge is None else self.merge(torch.cat([x_BTD, y_BTD], dim=-1))
+        return self.after(x_BTD, *more)                                              # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class UShape(Macro):
+    """Layers around layers at a lower resolution: U-Net (Ronneberger et al., 2015); nested for more levels.
+
+    before, after: layers at the outer resolution. inner: layers, which may hold another `UShape`. stride: 2 for a
+    sequence, (2, 2) for a grid. width: of the inner layers; None keeps it. skip: how the stream from before meets the
+    one from below, "sum" or "concat" with a projection. Looks ahead: not causal.
+    """
+
+    inner: Any
+    before: Any = ()
+    after: Any = ()
+    stride: Any = 2
+    width: Any = None
+    skip: Any = "sum"
+    holds: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
+    streams: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
+    causal: ClassVar[bool] = False
+    streaming: ClassVar[bool] = False
+    source: ClassVar[Source] = Source("U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """One per dimension of the stream."""
+        return tuple(self.stride) if isinstance(self.stride, (tuple, list)) else (self.stride,)
+
+    def check(self, width: int, where: str) -> None:
+        if self.skip not in SKIPS:
+            raise ValueError(f"skip is one of {', '.join(SKIPS)} at {where}: got {self.skip!r}")
+        if any(not isinstance(n, int) or n < 2 for n in self.strides):
+            raise ValueError(f"stride is 2 or more, or two such numbers for a grid, at {where}: got {self.stride!r}")
+        if self.width is not None and (not isinstance(self.width, int) or self.width < 1):
+            raise ValueError(f"width is a positive int, or None to keep it, at {where}: got {self.width!r}")
+
+    def axes(self, width: int) -> dict[str, Param]:
+        out, into = axis("width", width), axis("inner_width", self.width or width)
+        taps: list[Dim] = [as_dim(axis(f"tap{i}", k, "centre")) for i, k in enumerate(self.strides)]
+        found = {"down.weight": param(into, out, *taps), "down.bias": param(into, init="zeros"),
+                 "up.weight": param(into, out, *taps), "up.bias": param(out, init="zeros")}
+        if self.skip == "concat":
+            found["merge.weight"] = param(out, axis("sides", 2) * axis("width", width))
+        return found
+
+    def parts(self, width: int, length: Length) -> list[Part]:
+        inner, shape = self.width or width, after_stride(length, self.strides)
+        found = stream_parts(self.before, "before", width, length, "before.layers")
+        found += stream_parts(self.inner, "inner", inner, shape, "inner.layers")
+        return found + stream_parts(self.after, "after", width, length, "after.layers")
+
+    def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]
+        axes, below = self.axes(width), tokens_of(after_stride(length, self.strides))
+        merge = axes["merge.weight"].numel * tokens_of(length) if "merge.weight" in axes else 0
+        return float((axes["down.weight"].numel + axes["up.weight"].numel) * below + merge)
+
+    def build(self, width: int) -> nn.Module:
+        inner = self.width or width
+
+        def layers(held: Any, at_width: int) -> nn.Module:
+            return Layers(built_layers([entry.item for entry in kept(held)], at_width))
+
+        merge = nn.Linear(2 * width, width, bias=False) if self.skip == "concat" else None
+        return UShapeLayers(layers(self.before, width), Resample(width, inner, self.strides, self.strides),
+                            layers(self.inner, inner), Upsample(inner, width, self.strides), layers(self.after, width), merge)
+
+    def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
+        inner = self.width or width
+        stream = draft.items([entry.item for entry in kept(self.before)], stream, f"{place}.before.layers", width)
+        draft.width = inner
+        below = draft.node(f"Down{self.strides}->{inner}", "stage", f"{place}.down", self, stream)
+        below = draft.items([entry.item for entry in kept(self.inner)], below, f"{place}.inner.layers", inner)
+        draft.width = width
+        above = draft.node(f"Up{self.strides}->{width}", "stage", f"{place}.up", self, below)
+        merged = draft.node(f"merge({self.skip})", "merge", f"{place}.merge", self, above)
+        draft.join(stream, merged, SKIP)
+        return draft.items([entry.item for entry in kept(self.after)], merged, f"{place}.after.layers", width)
+
+    @classmethod
+    def survey(cls, widths: frozenset[int], numbers: Numbers, visit: Visit) -> frozenset[int]:
+        own = numbers("width")
+        visit("before", widths)
+        visit("inner", frozenset(w for w in own if w is not None) | (widths if None in own else frozenset()))
+        visit("after", widths)
+        return widths

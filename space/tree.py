@@ -1,0 +1,136 @@
+"""Walks over a resolved body: every operator with its place, and the costs of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .axes import Axis, Init, Param, param
+from .macros.base import Macro
+from .operator import Length, Operator, tokens_of
+from .plan import Block, Loop, Once
+
+__all__ = ["Placed", "Tally", "axes_of", "lora_params", "matrices_of", "placed", "tally", "tally_items"]
+
+
+class Placed(NamedTuple):
+    """An operator or a macro with parameters of its own, where it stands in the module and what reaches it."""
+
+    name: str
+    operator: Operator
+    width: int
+    length: Length
+
+
+class Tally(NamedTuple):
+    """Parameters, multiply-adds of a prefill and of one more token, and numbers of state."""
+
+    parameters: int = 0
+    macs: float = 0.0
+    decode_macs: float = 0.0
+    state: int = 0
+
+    def plus(self, other: Tally, times: int = 1) -> Tally:
+        """This and `other`, which runs `times` times with one set of weights."""
+        return Tally(self.parameters + other.parameters, self.macs + times * other.macs,
+                     self.decode_macs + times * other.decode_macs, self.state + times * other.state)
+
+
+def placed(items: Iterable[Any], width: int, length: Length, prefix: str = "layers") -> Iterator[Placed]:
+    """Every operator of a stream, macros before their parts; of a grid, sequence operators see the tokens."""
+    for index, item in enumerate(items):
+        yield from _placed(item, width, length, f"{prefix}.{index}")
+        width, length = item.out(width, length)
+
+
+def _placed(item: Any, width: int, length: Length, name: str) -> Iterator[Placed]:
+    if not isinstance(item, Block):
+        yield Placed(name, item, width, length if item.spatial else tokens_of(length))
+    if isinstance(item, Macro):
+        for part in item.parts(width, length):
+            yield from _placed(part.item, part.width, part.length, f"{name}.{part.name}")
+
+
+def matrices_of(items: Iterable[Any], width: int, prefix: str = "layers") -> Iterator[tuple[str, Param]]:
+    """(name, declaration) of every matrix that a per-iteration correction applies to."""
+    for place in placed(items, width, 1, prefix):
+        for key, declared in axes_of(place.operator, place.width).items():
+            if declared.is_matrix:
+                yield f"{place.name}.{key}", declared
+
+
+def lora_params(matrix: Param, times: int, rank: int) -> dict[str, Param]:
+    """The declared pair of one matrix: A starts random, B at zero, one pair per iteration."""
+    loops, ranks = Axis("iteration", times), Axis("rank", rank)
+    rows, columns = matrix.dims
+    return {"A": param(loops, ranks, columns, init=Init("last")), "B": param(loops, rows, ranks, init="zeros")}
+
+
+def tally_items(items: tuple[Any, ...], recursion: Once | Loop, width: int, length: Length) -> Tally:
+    """What a stack of items costs, repeated as `recursion` says."""
+    once, inner = Tally(), width
+    for item in items:
+        once = once.plus(tally(item, inner, length))
+        inner, length = item.out(inner, length)
+    total = Tally().plus(once, recursion.times)
+    if recursion.lora_rank:
+        total = total.plus(_lora(items, recursion, width))
+    return total
+
+
+def _lora(items: tuple[Any, ...], recursion: Once | Loop, width: int) -> Tally:
+    """Every iteration forms W + B A once, whatever the number of tokens."""
+    total = Tally()
+    for item in items:
+        try:
+            own = _remembered_lora(item, width, recursion.times, recursion.lora_rank)
+        except TypeError:
+            own = _lora_of(item, width, recursion.times, recursion.lora_rank)
+        total, width = total.plus(own), item.out(width, 1)[0]
+    return total
+
+
+def _lora_of(item: Any, width: int, times: int, rank: int) -> Tally:
+    matrices = [declared for _, declared in matrices_of((item,), width)]
+    numbers = sum(p.numel for matrix in matrices for p in lora_params(matrix, times, rank).values())
+    merge = float(sum(matrix.numel for matrix in matrices) * rank * times)
+    return Tally(numbers, merge, merge)
+
+
+def tally(item: Any, width: int, length: Length) -> Tally:
+    """The costs of an operator or a macro, remembered where its config is hashable."""
+    try:
+        return _remembered_tally(item, width, length)
+    except TypeError:
+        return _tally(item, width, length)
+
+
+def _tally(item: Any, width: int, length: Length) -> Tally:
+    seen = length if item.spatial else tokens_of(length)
+    own = Tally(sum(p.numel for p in axes_of(item, width).values() if not p.statistic), item.macs(width, seen),
+                item.decode_macs(width, seen), item.state_numel(width, seen))
+    if not isinstance(item, Macro):
+        return own
+    if item.recursion is not None:
+        return own.plus(tally_items(tuple(part.item for part in item.parts(width, length)), item.recursion, width, length))
+    for part in item.parts(width, length):
+        own = own.plus(tally(part.item, part.width, part.length))
+    return own
+
+
+_remembered_tally = lru_cache(maxsize=65536)(_tally)
+_remembered_lora = lru_cache(maxsize=65536)(_lora_of)
+
+
+@lru_cache(maxsize=65536)
+def _axes_cached(op: Operator, width: int) -> dict[str, Param]:
+    return op.axes(width)
+
+
+def axes_of(op: Operator, width: int) -> dict[str, Param]:
+    """The operator's declarations, remembered where its config is hashable."""
+    try:
+        return _axes_cached(op, width)
+    except TypeError:
+        return op.axes(width)

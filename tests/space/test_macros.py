@@ -1,0 +1,198 @@
+"""Macros: what they compute, declare, cost and share, for every macro with choices inside."""
+
+import random
+
+import bodyplan as bp
+import pytest
+import torch
+from bodyplan.evaluators.cost import macs_flop_counter
+
+MIXER = bp.choice(bp.Attention(heads=bp.choice(2, 4)), bp.ShortConv(kernel=3))
+BLOCK = bp.Block(mixer=MIXER, channel=bp.choice(bp.SwiGLU(ratio=bp.choice(1, 2)), bp.Identity()))
+ATTENTION = bp.Block(mixer=bp.Attention(heads=4, kv_heads=bp.choice(2, 4)), channel=bp.MLP(ratio=2))
+
+
+def space(body, **more):
+    given = {"embed": bp.TokenEmbedding(vocab=32), "width": bp.choice(16, 24), "head": bp.LanguageHead(tied=True)}
+    return bp.Space(**(given | more), body=body)
+
+
+CAUSAL = {
+    "sum": space(bp.Block(mixer=bp.Parallel(branches=bp.repeat(MIXER, bp.integer(1, 3))))),
+    "gated": space(bp.repeat(bp.Block(mixer=bp.Parallel(branches=(MIXER, bp.Identity()), merge="gated")), 2)),
+    "concat": space(bp.Block(mixer=bp.Parallel(branches=bp.subset(MIXER, bp.SwiGLU(), size=(1, 2)), merge="concat"))),
+    "attention beside the feed-forward": space(bp.Block(mixer=bp.Parallel(branches=(bp.Attention(heads=2), bp.SwiGLU())))),
+    "cell": space(bp.Cell(edges=bp.repeat(bp.choice(bp.Zero(), bp.Identity(), bp.ShortConv(kernel=3), bp.MLP(ratio=1)), 6))),
+    "looped middle": space((BLOCK, bp.Looped(bp.repeat(BLOCK, bp.integer(1, 2)),
+                                             bp.choice(bp.Once(), bp.Loop(2), bp.Loop(2, lora_rank=2))), BLOCK)),
+    "tied loops in a loop": space(bp.repeat(bp.tied(bp.Looped((BLOCK,), bp.Loop(2, lora_rank=1))), 2),
+                                  recursion=bp.choice(bp.Once(), bp.Loop(2, lora_rank=1))),
+    "stages of one resolution": space((bp.Stage((BLOCK,)), bp.Stage((BLOCK,), width=bp.choice(8, 32))),
+                                      head=bp.LanguageHead(tied=False)),
+    "dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DenseAverage())),
+    "value residual": space(bp.Stack(bp.repeat(ATTENTION, bp.integer(2, 3)), bp.ValueResidual())),
+    "cross-layer": space(bp.Stack(bp.repeat(ATTENTION, 4), bp.choice(bp.CrossLayerKV(), bp.CrossLayerKV(every=3)))),
+    "hyper": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.HyperConnections(bp.choice(2, 3)))),
+    "static hyper": space(bp.Stack(bp.repeat(BLOCK, 2), bp.HyperConnections(dynamic=False))),
+    "ladder": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.Ladder())),
+    "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
+        bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
+}
+NOT_CAUSAL = {
+    "pyramid": space((bp.Stage((BLOCK,), stride=2, width=bp.choice(16, 32)),
+                      bp.Stage((BLOCK,), stride=2, kernel=3, width=40, norm=bp.RMSNorm())), head=bp.LanguageHead(tied=False)),
+    "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
+                               skip=bp.choice("sum", "concat"))),
+    "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
+        bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
+}
+IMAGES = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
+GRID = {
+    "grid": space((bp.Stage((bp.Block(mixer=bp.DepthwiseConv2d(kernel=bp.choice(3, 5)), channel=bp.MLP()),), stride=1),
+                   bp.Stage(bp.repeat(BLOCK, 2), stride=(2, 2), width=bp.choice(24, 32))),
+                  **IMAGES),
+    "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
+}
+ALL = CAUSAL | NOT_CAUSAL | GRID
+every = pytest.mark.parametrize("space", ALL.values(), ids=ALL.keys())
+causal = pytest.mark.parametrize("space", CAUSAL.values(), ids=CAUSAL.keys())
+
+
+def inputs(architecture, length=13):
+    if hasattr(architecture.plan.embed, "vocab"):
+        return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def varied(space, count=3):
+    return [space.sample(random.Random(seed)) for seed in range(count)]
+
+
+def shaken(module):
+    """Parameters that start at zero get values, so that a test sees them."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    return module
+
+
+@every
+def test_declarations_are_the_modules_parameters(space):
+    for architecture in varied(space):
+        module = architecture.build()
+        built = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        assert built == {name: declared.shape for name, declared in architecture.parameters.items()}
+        assert architecture.cost().parameters == sum(p.numel() for p in module.parameters())
+        assert not list(module.buffers())
+
+
+@every
+def test_extraction_is_bit_identical_forward_and_gradient(space):
+    net = shaken(bp.Supernet(space))
+    for architecture in varied(space):
+        given, model = inputs(architecture), net.extract(architecture)
+        packed = torch.func.functional_call(architecture.build(device="meta"), dict(model.named_parameters()), (given,),
+                                            tie_weights=False)
+        assert torch.equal(model(given), packed)
+        view = net.subnet(architecture)
+        torch.testing.assert_close(view(given), model(given), rtol=1e-5, atol=1e-5)
+        model(given).square().mean().backward()
+        taken = {name: p.grad for name, p in model.named_parameters()}
+        net.zero_grad()
+        view(given).square().mean().backward()
+        used = {address for address in architecture.weight_addresses.values()}
+        total = sum(float(g.square().sum()) for g in taken.values() if g is not None)
+        shared = sum(float(net.tensors[a].grad.square().sum()) for a in used if net.tensors[a].grad is not None)
+        assert shared == pytest.approx(total, rel=1e-3)
+
+
+@causal
+def test_step_by_step_equals_prefill(space):
+    for architecture in varied(space):
+        model, ids = shaken(architecture.build()).eval(), inputs(architecture, 9)
+        whole, state, steps = model(ids), model.init_state(2), []
+        for token in ids.split(1, dim=1):
+            logits, state = model.step(token, state)
+            steps.append(logits)
+        torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-5)
+        first, state = model.step(ids[:, :4], model.init_state(2))
+        torch.testing.assert_close(torch.cat([first, model.step(ids[:, 4:], state)[0]], 1), whole, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_macs_equal_what_torch_executes(space):
+    for architecture in varied(space):
+        given = inputs(architecture, 12)[:1]
+        length = 12 if given.ndim == 2 else architecture.default_length
+        executed = macs_flop_counter(architecture.build(), given)
+        assert architecture.cost(length).macs == pytest.approx(executed, rel=1e-9)
+
+
+@every
+def test_networks_are_told_apart_as_networkx_does(space):
+    import networkx as nx
+
+    found = varied(space, 6)
+    for a in found:
+        for b in found:
+            same = nx.is_isomorphic(a.graph, b.graph, node_match=lambda x, y: x["label"] == y["label"],
+                                    edge_match=lambda x, y: sorted(e["kind"] for e in x.values())
+                                    == sorted(e["kind"] for e in y.values()))
+            assert same == (a.hash == b.hash)
+
+
+@every
+def test_a_space_with_macros_survives_json(space):
+    again = bp.Space.from_json(space.to_json())
+    assert again.hash == space.hash
+    assert again.sample(3).hash == space.sample(3).hash
+
+
+def test_branches_commute():
+    orders = [(bp.Attention(heads=2), bp.SwiGLU()), (bp.SwiGLU(), bp.Attention(heads=2))]
+    for merge in ("sum", "gated", "concat"):
+        blocks = [bp.Block(mixer=bp.Parallel(branches=order, merge=merge)) for order in orders]
+        assert len({space(block, width=16).sample(0).hash for block in blocks}) == 1
+
+
+def test_a_loop_inside_a_body_that_runs_once_is_no_loop():
+    once, loop, two = (space((bp.Looped(ATTENTION, recursion),), width=16).sample(0)
+                       for recursion in (bp.Once(), bp.Loop(1), bp.Loop(2)))
+    plain = space((ATTENTION,), width=16).sample(0)
+    assert once.hash == loop.hash == plain.hash != two.hash
+
+
+def test_a_layer_that_reuses_keys_and_values_has_none():
+    architecture = CAUSAL["cross-layer"].sample(0)
+    names = {name for name in architecture.parameters if ".key." in name}
+    assert {name.split(".")[3] for name in names} < {"0", "1", "2", "3"}
+    assert architecture.cost(64).state_bytes < space(bp.repeat(bp.Block(mixer=bp.Attention(heads=4)), 4),
+                                                     width=24).sample(0).cost(64).state_bytes
+
+
+def test_a_fresh_topology_starts_as_the_plain_stream():
+    layers = (ATTENTION, ATTENTION)
+    plain = space(bp.Stack(layers, bp.Residual()), width=16)
+    reference = plain.sample(0)
+    given, weights = inputs(reference), dict(reference.build(seed=3).named_parameters())
+    for residual in (bp.DenseAverage(), bp.HyperConnections(rate=2)):
+        other = space(bp.Stack(layers, residual), width=16).architecture(reference.genome).build()
+        other.load_state_dict({**dict(other.named_parameters()), **weights})
+        expected = reference.build(seed=3)(given)
+        torch.testing.assert_close(other(given), expected, rtol=1e-4, atol=1e-4)   # the last norm undoes the sum of streams
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    (bp.Cell(edges=bp.repeat(bp.Identity(), 4)), "an edge for every pair"),
+    (bp.Block(mixer=bp.Parallel(branches=(bp.MLP(),), merge="product")), "merge is one of"),
+    (bp.Stage((BLOCK,), stride=0), "stride is a number of at least 1"),
+    (bp.Stack((BLOCK,), bp.HyperConnections(rate=1)), "rate is 2 or more"),
+    (bp.Stack((BLOCK,), "dense"), "residual is a topology"),
+    (bp.Stage((BLOCK,), width=40), "a tied head needs the stream"),
+    (bp.Looped((bp.MLP(),)), "a body is made of"),
+    (bp.Block(mixer=bp.Parallel(branches=())), "at least one operator"),
+], ids=["cell", "merge", "stride", "streams", "residual", "tied", "layers", "branches"])
+def test_what_cannot_be_built_is_refused(body, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        space(body)
