@@ -71,6 +71,9 @@ def _components() -> list[tuple[str, Any, str]]:
     found: list[tuple[str, Any, str]] = [
         (name, operators.get(name), f"tests/space/test_contract.py -k {name}") for name in operators.names()]
     found.append(("Loop", Loop, "tests/space/test_supernet.py -k lora"))
+    from .space import presets
+
+    found += [(f"presets.{name}", getattr(presets, name), "tests/space/test_presets.py") for name in presets.__all__]
     from .search.strategies.base import strategies
 
     return found + [(name, strategies.get(name), "tests/search/test_strategies.py") for name in strategies.names()]

@@ -1,0 +1,38 @@
+"""Published families as spaces and as fixed architectures: `bp.presets.swin.space()`, `bp.presets.swin.fixed("t")`.
+
+Every file is one family with two functions: `space(...)` returns a `Space` of small members to search, sized for the
+shipped data unless told otherwise; `fixed(size)` returns one `Architecture`, at a published size or at "tiny", which
+trains on a laptop. What a family here leaves out of the original is said in its file.
+
+    gpt, llama          decoders of text
+    mamba2_hybrid       state spaces, attention and MLPs in given shares
+    brainformer         non-uniform blocks, repeated
+    mixed_attention     the type of attention decided per layer
+    vit, autoformer     images as sequences of patches
+    metaformer          pyramids with any token mixer; PoolFormer
+    swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
+    conformer, squeezeformer, lighthubert   speech
+    sizes, pyramids     what they share
+"""
+
+from __future__ import annotations
+
+from . import (
+    autoformer,
+    brainformer,
+    conformer,
+    convnext,
+    gpt,
+    lighthubert,
+    llama,
+    mamba2_hybrid,
+    metaformer,
+    mixed_attention,
+    pvt,
+    squeezeformer,
+    swin,
+    vit,
+)
+
+__all__ = ["autoformer", "brainformer", "conformer", "convnext", "gpt", "lighthubert", "llama", "mamba2_hybrid",
+           "metaformer", "mixed_attention", "pvt", "squeezeformer", "swin", "vit"]
