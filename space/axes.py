@@ -1,34 +1,57 @@
 """Named axes: what every parameter dimension means, and the one function that takes a smaller tensor from a larger.
 
 A dimension is an ordered list of *segments*; a segment is a row-major product of named axes. An operator writes
-`param((kv_heads * group * head_dim) + (kv_heads * head_dim), width)` once; weight sharing, extraction, growth and
-parameter counts follow from that line. An axis takes its *leading* entries unless it says otherwise: *trailing*
-(causal taps, where the newest tap must stay), *centre* (symmetric kernels), or an explicit list of indices.
+`param((kv_heads * group * head_dim) + (kv_heads * head_dim), width)` once; weight sharing, extraction, growth, ordering
+and parameter counts follow from that line. A factor of a product may itself be a concatenation: projections packed per
+head are `kv_heads * ((group * head_dim) + head_dim + head_dim)`.
+
+Which entries of a larger axis a smaller one takes:
+
+    leading     the first (default): heads, channels, experts, rank
+    trailing    the last: causal taps, where the newest must stay
+    centre      the middle, entry (size - 1) // 2 staying where it is: symmetric kernels
+    spread      every n-th, evenly over the whole: a coarser grid of positions over the same image
+    (3, 0, 1)   exactly these, in this order: any k of n, an order of importance
+
+A take of a take is the take, for leading, trailing and centre always, for spread where each size divides the larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Axis", "Dim", "Init", "Param", "axis", "flat_indices", "largest", "param", "take", "take_steps"]
+__all__ = ["Axis", "Dim", "Init", "Param", "axis", "flat_indices", "largest", "param", "renamed", "take"]
 
-Select = Literal["leading", "trailing", "centre"] | tuple[int, ...]
+Select = Literal["leading", "trailing", "centre", "spread"] | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A named axis of a fixed size. `a * b` is their product (row-major), `a + b` their concatenation."""
+    """A named axis of a fixed size. `a * b` is their product (row-major), `a + b` their concatenation.
+
+    Raises ValueError for an index list that has not one entry per position.
+    """
 
     name: str
     size: int
     select: Select = "leading"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.select, tuple) and len(self.select) != self.size:
+            raise ValueError(f"an index list has one entry per position at axis {self.name!r}: got {self.select} for "
+                             f"size {self.size}")
+
+    @property
+    def reach(self) -> int:
+        """How many entries must be stored for this axis to be taken."""
+        return max(self.select, default=-1) + 1 if isinstance(self.select, tuple) else self.size
 
     def __mul__(self, other: Axis | Dim) -> Dim:
         return Dim(((self,),)) * other
@@ -39,21 +62,28 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dim:
-    """One tensor dimension: segments in order, each a product of axes."""
+    """One tensor dimension: segments in order, each a product of axes and of concatenations."""
 
-    segments: tuple[tuple[Axis, ...], ...]
+    segments: tuple[tuple[Axis | Dim, ...], ...]
 
     def __mul__(self, other: Axis | Dim) -> Dim:
-        right = as_dim(other)
-        assert len(self.segments) == len(right.segments) == 1, "products are taken before concatenation"
-        return Dim((self.segments[0] + right.segments[0],))
+        return Dim((self._factors() + as_dim(other)._factors(),))
 
     def __add__(self, other: Axis | Dim) -> Dim:
         return Dim(self.segments + as_dim(other).segments)
 
-    @property
+    def _factors(self) -> tuple[Axis | Dim, ...]:
+        return self.segments[0] if len(self.segments) == 1 else (self,)
+
+    @cached_property
     def size(self) -> int:
-        return sum(math.prod(a.size for a in segment) for segment in self.segments)
+        return sum(math.prod(f.size for f in segment) for segment in self.segments)
+
+    def axes(self) -> Iterator[Axis]:
+        """Every axis, in order, as often as it stands here."""
+        for segment in self.segments:
+            for factor in segment:
+                yield from (factor,) if isinstance(factor, Axis) else factor.axes()
 
 
 @dataclass(frozen=True)
@@ -72,17 +102,32 @@ class Init:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter by its named axes. `share="own"` keeps one tensor per size (norm gains, gates), never a slice."""
+    """A parameter by its named axes. `share="own"` keeps one tensor per size (norm gains, gates), never a slice.
+
+    statistic: a tensor that is measured, not trained; in the module an `nn.Parameter(requires_grad=False)`.
+    """
 
     dims: tuple[Dim, ...]
     share: Literal["nested", "own"] = "nested"
     init: Init = Init()
+    statistic: bool = False
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Declarations are keys in every training step; hashing the nested tuples anew took longer than the takes.
+        return hash((self.dims, self.share, self.init, self.statistic))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Param, (self.dims, self.share, self.init, self.statistic)     # hashes of names differ between processes
+
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(d.size for d in self.dims)
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return math.prod(self.shape)
 
@@ -101,32 +146,61 @@ def as_dim(part: Axis | Dim) -> Dim:
     return part if isinstance(part, Dim) else Dim(((part,),))
 
 
-def param(*dims: Axis | Dim, share: Literal["nested", "own"] = "nested", init: str | Init = "linear") -> Param:
+def param(*dims: Axis | Dim, share: Literal["nested", "own"] = "nested", init: str | Init = "linear",
+          statistic: bool = False) -> Param:
     """Declare a parameter: one argument per tensor dimension."""
-    return Param(tuple(as_dim(d) for d in dims), share, Init(init) if isinstance(init, str) else init)
+    return Param(tuple(as_dim(d) for d in dims), share, Init(init) if isinstance(init, str) else init, statistic)
+
+
+def renamed(declared: Param, name: str, instead: Axis | Dim) -> Param:
+    """The declaration with `instead` wherever axis `name` stood: a part made for the residual width, used inside."""
+    def factor(part: Axis | Dim) -> Axis | Dim:
+        if isinstance(part, Dim):
+            return dim(part)
+        return instead if part.name == name else part
+
+    def dim(part: Dim) -> Dim:
+        products = [math.prod(map(as_dim, map(factor, segment)), start=Dim(((),))) for segment in part.segments]
+        return sum(products[1:], start=products[0])
+
+    return replace(declared, dims=tuple(dim(part) for part in declared.dims))
 
 
 def largest(members: list[Param]) -> Param:
-    """The per-axis maximum over `members`, which must agree in everything but sizes.
+    """The per-axis maximum over `members`, which must agree in everything but sizes and selections.
 
-    The result may exceed every member: two heads of 32 and four of 16 are held as four of 32.
+    The result may exceed every member: two heads of 32 and four of 16 are held as four of 32. An index list counts up
+    to its largest entry. Parameters with a tensor per size must have the same, however its axes multiply to it.
     """
     first = members[0]
+    if first.share == "own":
+        assert all(other.shape == first.shape for other in members), f"own tensors have one size: {members}"
+        return first
     for other in members[1:]:
         assert _skeleton(other) == _skeleton(first), f"declarations differ in more than sizes: {first} {other}"
-    dims = []
-    for d, dim in enumerate(first.dims):
-        segments = []
-        for s, segment in enumerate(dim.segments):
-            axes = (Axis(a.name, max(m.dims[d].segments[s][i].size for m in members), a.select)
-                    for i, a in enumerate(segment))
-            segments.append(tuple(axes))
-        dims.append(Dim(tuple(segments)))
-    return Param(tuple(dims), first.share, first.init)
+    dims = tuple(_largest_dim(list(dims)) for dims in zip(*(m.dims for m in members), strict=True))
+    return Param(dims, first.share, first.init, first.statistic)
+
+
+def _largest_dim(dims: list[Dim]) -> Dim:
+    segments = zip(*(dim.segments for dim in dims), strict=True)
+    return Dim(tuple(tuple(_largest_factor(list(factors)) for factors in zip(*members, strict=True))
+                     for members in segments))
+
+
+def _largest_factor(factors: list[Any]) -> Axis | Dim:
+    if isinstance(factors[0], Dim):
+        return _largest_dim(factors)
+    ranges = [a.select for a in factors if not isinstance(a.select, tuple)]
+    return Axis(factors[0].name, max(a.reach for a in factors), ranges[0] if ranges else "leading")
 
 
 def _skeleton(member: Param) -> object:
-    return [[[a.name for a in segment] for segment in dim.segments] for dim in member.dims], member.share
+    return [_dim_skeleton(dim) for dim in member.dims], member.share, member.statistic
+
+
+def _dim_skeleton(dim: Dim) -> object:
+    return [[f.name if isinstance(f, Axis) else _dim_skeleton(f) for f in segment] for segment in dim.segments]
 
 
 def take(stored: Tensor, held: Param, wanted: Param) -> Tensor:
@@ -134,10 +208,9 @@ def take(stored: Tensor, held: Param, wanted: Param) -> Tensor:
 
     Raises ValueError when an axis of `wanted` is larger than what is held.
     """
-    result = stored
-    for step in take_steps(held, wanted):
-        result = step(result)
-    return result
+    from .taking import taker
+
+    return taker(held, wanted)(stored)
 
 
 def flat_indices(held: Param, wanted: Param) -> Tensor:
@@ -155,62 +228,3 @@ def _indices(held: Param, wanted: Param) -> Tensor:
 
 
 _remembered_indices = lru_cache(maxsize=1024)(_indices)
-
-
-@lru_cache(maxsize=65536)
-def take_steps(held: Param, wanted: Param) -> tuple[Callable[[Tensor], Tensor], ...]:
-    """The tensor operations of a `take`, in order; none when everything is taken."""
-    steps = []
-    for d, (have, want) in enumerate(zip(held.dims, wanted.dims, strict=True)):
-        steps.extend(_dim_steps(d, have, want))
-    return tuple(steps)
-
-
-def _dim_steps(d: int, have: Dim, want: Dim) -> list[Callable[[Tensor], Tensor]]:
-    if len(have.segments) == 1:
-        return _segment_steps(d, have.segments[0], want.segments[0])
-    if all(not _segment_steps(d, h, w) for h, w in zip(have.segments, want.segments, strict=True)):
-        return []
-    sizes = [math.prod(a.size for a in segment) for segment in have.segments]
-    parts = [_segment_steps(d, h, w) for h, w in zip(have.segments, want.segments, strict=True)]
-
-    def concatenate(tensor: Tensor) -> Tensor:
-        import torch
-
-        taken = []
-        for piece, steps in zip(torch.split(tensor, sizes, d), parts, strict=True):
-            for step in steps:
-                piece = step(piece)
-            taken.append(piece)
-        return torch.cat(taken, d)
-
-    return [concatenate]
-
-
-def _segment_steps(d: int, have: tuple[Axis, ...], want: tuple[Axis, ...]) -> list[Callable[[Tensor], Tensor]]:
-    for h, w in zip(have, want, strict=True):
-        if w.size > h.size:
-            raise ValueError(f"axis {w.name!r} takes at most what is stored: got {w.size} of {h.size}; "
-                             "build the supernet from a space that contains this size")
-    changed = [i for i, (h, w) in enumerate(zip(have, want, strict=True))
-               if w.size != h.size or isinstance(w.select, tuple)]
-    if not changed:
-        return []
-    if changed == [0]:
-        inner = math.prod(a.size for a in have[1:])
-        return _axis_steps(d, have[0], want[0], inner)
-    shape = tuple(a.size for a in have)
-    steps: list[Callable[[Tensor], Tensor]] = [lambda t: t.unflatten(d, shape)]  # type: ignore[no-untyped-call]
-    for i in changed:
-        steps += _axis_steps(d + i, have[i], want[i], 1)
-    return [*steps, lambda t: t.flatten(d, d + len(shape) - 1)]
-
-
-def _axis_steps(d: int, have: Axis, want: Axis, inner: int) -> list[Callable[[Tensor], Tensor]]:
-    if isinstance(want.select, tuple):
-        import torch
-
-        index = torch.tensor([i * inner + j for i in want.select for j in range(inner)])
-        return [lambda t: t.index_select(d, index.to(t.device))]
-    start = {"leading": 0, "trailing": have.size - want.size, "centre": (have.size - want.size) // 2}[want.select]
-    return [lambda t: t.narrow(d, start * inner, want.size * inner)]

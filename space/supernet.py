@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .architecture import Architecture, axes_of, lora_params, weight_address
-from .axes import Param, flat_indices, largest, take, take_steps
+from .architecture import Architecture
+from .axes import flat_indices, take
+from .held import held_parameters
 from .model import SequenceModel, initialise
-from .plan import Loop
-from .spec import variants
+from .skeletons import Skeletons
+from .taking import Take, taker, union_mask
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .space import Space
 
-__all__ = ["Subnet", "Supernet", "held_parameters"]
+__all__ = ["Subnet", "Supernet", "held_parameters", "touch_masks"]
 
 
 class Supernet(nn.Module):
@@ -37,13 +37,40 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.held = held_parameters(space)
+        self.skeletons = Skeletons()
         self.tensors: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
         for index, (address, declared) in enumerate(self.held.items()):
-            tensor = nn.Parameter(torch.empty(declared.shape))
+            tensor = nn.Parameter(torch.empty(declared.shape), requires_grad=not declared.statistic)
             initialise(tensor.data, declared, generator)
             self.register_parameter(f"shared_{index}", tensor)
             self.tensors[address] = tensor
+
+    @classmethod
+    def from_model(cls, space: Space, model: nn.Module, order: str | None = None, batches: Iterable[Any] = (),
+                   seed: int = 0) -> Supernet:
+        """A supernet that starts from a trained model, which is the largest architecture of `space`.
+
+        Its largest subnet computes what `model` does. Weights the model does not have (other candidates of a choice)
+        start from `seed`; tensors that exist once per size start as parts of the model's.
+
+        Args:
+            model: built from an architecture of this space, or with the parameters of the space's largest one.
+            order: "weight", "activation" or "gradient" puts the most important entries first, so that smaller subnets
+                start as good as they can (see `ordering.order_axes`); None takes the model as it is.
+            batches: (inputs, targets) for the last two.
+
+        Raises:
+            ValueError: the model is another architecture.
+        """
+        from .ordering import inherit_own, order_axes
+
+        net, architecture = cls(space, seed), _architecture_of(model, space)
+        net._write(architecture, dict(model.named_parameters()))
+        inherit_own(net, architecture)
+        if order is not None:
+            order_axes(net, order, batches, architecture=architecture)
+        return net
 
     def subnet(self, architecture: Architecture) -> Subnet:
         """A module over views of the shared tensors: training it trains them."""
@@ -67,11 +94,13 @@ class Supernet(nn.Module):
     def absorb(self, model: SequenceModel) -> None:
         """Write a standalone module's weights back to where its architecture takes them from."""
         assert model.architecture is not None, "only modules built from an architecture know their addresses"
-        source = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, address in model.architecture.weight_addresses.items():
-                index = flat_indices(self.held[address], model.architecture.parameters[name])
-                self.tensors[address].view(-1)[index] = source[name].flatten()
+        self._write(model.architecture, dict(model.named_parameters()))
+
+    @torch.no_grad()
+    def _write(self, architecture: Architecture, source: Mapping[str, Tensor]) -> None:
+        for name, address in architecture.weight_addresses.items():
+            index = flat_indices(self.held[address], architecture.parameters[name])
+            self.tensors[address].view(-1)[index] = source[name].flatten()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights as safetensors, keyed by address; appears by rename, never half-written."""
@@ -121,16 +150,36 @@ class Supernet(nn.Module):
         return f"{len(self.tensors)} tensors, {total:,} parameters, space {self.space.hash[:8]}"
 
 
+def _architecture_of(model: nn.Module, space: Space) -> Architecture:
+    """The architecture of `space` that `model` is: its own, else the largest, which must have its parameters."""
+    own = getattr(model, "architecture", None)
+    if own is not None and own.space.hash == space.hash:
+        return own                                                                    # type: ignore[no-any-return]
+    largest = space.architecture(space.largest())
+    wanted = {name: declared.shape for name, declared in largest.parameters.items()}
+    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+        raise ValueError(f"a supernet starts from a model of its space's largest architecture: {odd} is "
+                         f"{found.get(odd, 'missing')} in the model and {wanted.get(odd, 'missing')} in the space; give the "
+                         "space the model's sizes as its largest")
+    if own is not None and own.hash != largest.hash:
+        raise ValueError(f"a supernet starts from a model of its space's largest architecture: got {own.short}, the largest "
+                         f"is {largest.short}; they differ in {own.diff(largest)}")
+    return largest
+
+
 class Subnet(nn.Module):
     """An architecture over the shared tensors. Its `state_dict` is empty: the weights are the supernet's."""
 
     def __init__(self, net: Supernet, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
-        self._hidden = (net, architecture.build(device="meta"))     # a tuple, so that nothing registers as a child
+        self.training = net.training
+        self._hidden = (net, net.skeletons.of(architecture))        # a tuple, so that nothing registers as a child
         declared = architecture.parameters
-        self._takes = [(name, net.tensors[address], take_steps(net.held[address], declared[name]))
-                       for name, address in architecture.weight_addresses.items()]
+        self.takes = [(name, address, taker(net.held[address], declared[name]))
+                      for name, address in architecture.weight_addresses.items()]
 
     @property
     def net(self) -> Supernet:
@@ -138,17 +187,13 @@ class Subnet(nn.Module):
 
     @property
     def module(self) -> SequenceModel:
-        """The small module on the meta device that the takes are run through."""
-        return self._hidden[1]
+        """The small module on the meta device that the takes are run through; other subnets may share parts of it."""
+        return self._hidden[1].module
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        weights: dict[str, Tensor] = {}
-        for name, tensor, steps in self._takes:
-            taken: Tensor = tensor
-            for step in steps:
-                taken = step(taken)
-            weights[name] = taken
-        return functional_call(self.module, weights, inputs, tie_weights=False)         # type: ignore[no-any-return]
+        tensors = self.net.tensors
+        weights = {name: taken(tensors[address]) for name, address, taken in self.takes}
+        return self._hidden[1].run(weights, inputs, self.training)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """The shared tensors this architecture touches."""
@@ -164,37 +209,15 @@ class Subnet(nn.Module):
         return {address: torch.unique(torch.cat(parts)) if len(parts) > 1 else parts[0] for address, parts in found.items()}
 
 
-def held_parameters(space: Space) -> dict[str, Param]:
-    """The declaration of every shared tensor: the per-axis maximum over reachable configs, by address."""
-    members: dict[str, list[Param]] = {}
-    for home, found in space.operators():
-        for op in found:
-            for width in space.widths():
-                for key, declared in axes_of(op, width).items():
-                    members.setdefault(weight_address(home, key, declared), []).append(declared)
-    _add_lora(space, members)
-    return {address: largest(list(dict.fromkeys(found))) for address, found in members.items()}
+def touch_masks(subnets: Iterable[Subnet]) -> dict[str, Tensor | None]:
+    """The union of what `subnets` of one supernet use: a mask per shared tensor, None where that is all of it.
 
-
-def _add_lora(space: Space, members: dict[str, list[Param]]) -> None:
-    """The pairs of every loop with LoRA, for every matrix of every layer."""
-    matrices = {a: ps for a, ps in members.items() if a.startswith("body") and "|" not in a and ps[0].is_matrix}
-    for home, loops in _loops(space):
-        for loop in loops:
-            if not loop.lora_rank:
-                continue
-            for address, found in matrices.items():
-                for matrix in dict.fromkeys(found):
-                    for side, declared in lora_params(matrix, loop.times, loop.lora_rank).items():
-                        members.setdefault(f"{home}/{address}/{side}", []).append(declared)
-
-
-def _loops(space: Space) -> Iterator[tuple[str, list[Loop]]]:
-    from .layout import walk
-    from .spec import Fixed, RecordNode
-
-    for node in walk(space.node("recursion")):
-        if isinstance(node, RecordNode):
-            yield node.path, list(variants(node, 4096))
-        elif isinstance(node, Fixed) and isinstance(node.value, Loop):
-            yield node.address[""], [node.value]
+    The masks may be remembered ones; do not write to them.
+    """
+    used: dict[str, set[Take]] = {}
+    tensors: dict[str, nn.Parameter] = {}
+    for subnet in subnets:
+        tensors = subnet.net.tensors
+        for _, address, take_part in subnet.takes:
+            used.setdefault(address, set()).add(take_part)
+    return {address: union_mask(frozenset(takes), tensors[address].device) for address, takes in used.items()}

@@ -1,8 +1,14 @@
-"""Every registered operator keeps the contract of `bodyplan.testing`, over its sizes and options."""
+"""Every registered operator keeps the contract of `bodyplan.testing`, over its sizes, axes and options."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections import defaultdict
+from dataclasses import replace
+
 import bodyplan as bp
+import bodyplan.space.operators
 import pytest
 import torch
 from bodyplan.space.axes import Param, axis, param
@@ -11,50 +17,20 @@ from bodyplan.testing import (
     check_causality,
     check_costs,
     check_declaration,
+    check_elasticity,
     check_operator,
+    check_order,
     check_pointwise,
     check_state,
+    check_training,
+    check_zero,
 )
+from operator_examples import EXAMPLES, UNVARIED
 
 torch.set_num_threads(1)
 
-
-class Doubled(torch.nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.inner = torch.nn.Linear(width, 2 * width)
-        self.out = torch.nn.Linear(2 * width, width)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.out(self.inner(x_BTD).tanh())
-
-
-# The largest member first; weights of the others are parts of it.
-EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
-    "Attention": [
-        (bp.Attention(heads=4, kv_heads=2), 32), (bp.Attention(heads=4, kv_heads=2, window=5), 32),
-        (bp.Attention(heads=2, head_dim=4, window=1), 16), (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24)],
-    "GatedDeltaNet": [
-        (bp.GatedDeltaNet(heads=2, expand_v=2), 32), (bp.GatedDeltaNet(heads=1, head_dim=8), 16),
-        (bp.GatedDeltaNet(heads=2, conv=3, allow_neg_eigval=True), 24),
-        (bp.GatedDeltaNet(heads=2, conv=None, gate=False, decay=False), 24), (bp.GatedDeltaNet(heads=2, conv=1), 16)],
-    "Mamba2": [
-        (bp.Mamba2(state=16, head_dim=8, groups=2), 32), (bp.Mamba2(state=8, head_dim=8, expand=1, groups=2), 32),
-        (bp.Mamba2(state=8, head_dim=8, conv=2), 16), (bp.Mamba2(state=16, head_dim=4, conv=None), 24)],
-    "Hyena": [
-        (bp.Hyena(order=3, filter_dim=16), 32), (bp.Hyena(order=2, filter_dim=8, bands=4, conv=2, reach=64), 24)],
-    "ShortConv": [(bp.ShortConv(kernel=6), 32), (bp.ShortConv(kernel=3), 16), (bp.ShortConv(kernel=1), 32)],
-    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1), 16)],
-    "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
-    "Identity": [(bp.Identity(), 32)],
-    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(), 16)],
-    "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
-    "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
-                       (bp.PatchEmbedding(patch=2, channels=1, image=8), 16)],
-    "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16)],
-    "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16)],
-    "Custom": [(bp.Custom(Doubled), 32), (bp.Custom(Doubled), 16)],
-}
+for _module in pkgutil.iter_modules(bodyplan.space.operators.__path__):
+    importlib.import_module(f"bodyplan.space.operators.{_module.name}")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -68,8 +44,23 @@ def test_tied_head_keeps_the_contract():
 
 
 def test_every_operator_of_the_package_is_in_the_table():
-    ours = {name for name in operators.names() if operators.get(name).__module__.startswith("bodyplan.")}
-    assert ours == set(EXAMPLES)
+    ours = {name for name in operators.names()
+            if operators.get(name).__module__.startswith("bodyplan.") and operators.get(name).kind != "macro"}
+    missing = sorted(ours - set(EXAMPLES))
+    assert not missing, f"give {', '.join(missing)} examples in tests/operator_examples.py: (config, width), largest first"
+    assert set(EXAMPLES) == ours
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_examples_vary_every_axis_of_an_operator(name):
+    sizes = defaultdict(set)
+    for config, width in EXAMPLES[name]:
+        for declared in config.axes(width).values():
+            for each in (a for dim in declared.dims for a in dim.axes()):
+                sizes[each.name].add(each.size)
+    alike = {axis for axis, found in sizes.items() if len(found) == 1} - set(UNVARIED.get(name, ()))
+    assert not alike, (f"the examples of {name} in tests/operator_examples.py give {', '.join(sorted(alike))} one size; "
+                       "add an example with another, or say in UNVARIED why there is none")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -99,6 +90,31 @@ class Running(Mixing):
         return self.proj(x_BTD + x_BTD.cumsum(1) / count_T1)
 
 
+class Shifted(Mixing):
+    """Rolls the channels."""
+
+    def forward(self, x_BTD):
+        return self.proj(x_BTD).roll(1, -1) + 1
+
+
+class Counting(Mixing):
+    """Keeps a tensor beside its parameters."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.seen = torch.zeros(width)
+
+
+class Remembering(Mixing):
+    """Scales by how often it ran: two modules on the same weights drift apart."""
+
+    calls = 0
+
+    def forward(self, x_BTD):
+        self.calls += 1
+        return self.proj(x_BTD) * (1 if self.proj.weight.is_leaf else 1.01)
+
+
 class _Broken(Operator):
     source = Source("(test)", 2026)
     module: type = Mixing
@@ -112,6 +128,19 @@ class _Broken(Operator):
 
 class _Running(_Broken):
     module = Running
+
+
+class _Shifted(_Broken):
+    module = Shifted
+    keeps_zero = True
+
+
+class _Counting(_Broken):
+    module = Counting
+
+
+class _Remembering(_Broken):
+    module = Remembering
 
 
 class _Misnamed(_Broken):
@@ -134,12 +163,33 @@ class _Forgetful(_Broken):
         return bp.ShortConv().axes(width)
 
 
+class _Measured(_Broken):
+    """Declares a statistic that its module trains."""
+
+    def axes(self, width):
+        return {"proj.weight": replace(super().axes(width)["proj.weight"], statistic=True)}
+
+
 @pytest.mark.parametrize(("check", "config", "text"), [
     (check_causality, _Broken(), "do not depend on later tokens"),
     (check_pointwise, _Running(), "works on each token alone"),
     (check_declaration, _Misnamed(), "axes.. declares every parameter"),
+    (check_declaration, _Counting(), "computes constants in forward.*seen"),
+    (check_declaration, _Measured(), "exactly the statistics take no gradient"),
     (check_costs, _Cheap(), "macs.. agrees with torch's counter"),
-    (check_state, _Forgetful(), "state_numel is the true size")])
+    (check_state, _Forgetful(), "state_numel is the true size"),
+    (check_zero, _Shifted(), "keeps_zero gives zeros for zeros"),
+    (check_order, _Broken(), r"axis 'out' of .* may be permuted: outputs moved by .*; declare .* or say fixed"),
+    (check_order, type("_Rolled", (_Shifted,), {"axes": lambda self, width: {
+        "proj.weight": param(axis("width", width), axis("width", width))}})(), "residual width of .* may be permuted"),
+])
 def test_a_broken_promise_is_named(check, config, text):
     with pytest.raises(AssertionError, match=text):
         check(config, 16)
+
+
+@pytest.mark.parametrize(("check", "text"), [(check_elasticity, "bit for bit"),
+                                             (check_training, "those of a module trained alone")])
+def test_weights_that_act_differently_when_they_are_taken_are_named(check, text):
+    with pytest.raises(AssertionError, match=text):
+        check([(_Remembering(), 16), (_Remembering(), 8)])

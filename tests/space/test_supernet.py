@@ -5,8 +5,15 @@ import random
 import bodyplan as bp
 import pytest
 import torch
-from bodyplan.space.axes import Axis, Param, axis, flat_indices, largest, param, take
-from example_spaces import SPACES
+from bodyplan.evaluators.optim import MaskedAdamW
+from bodyplan.space.operators.grouped_conv import GroupedConv
+from bodyplan.space.operators.low_rank import LowRankMLP
+from bodyplan.space.operators.moe import MoE
+from bodyplan.space.supernet import touch_masks
+from example_spaces import SPACES, make
+from torch.func import functional_call
+
+torch.set_num_threads(1)
 
 IDS = torch.arange(24).view(2, 12) * 7 % 256
 
@@ -19,13 +26,19 @@ def lora_space():
                     head=bp.LanguageHead(tied=True))
 
 
-ALL = {**SPACES, "lora": lora_space()}
+def sparse_space():
+    experts = MoE(experts=bp.choice(2, 4), top_k=bp.choice(1, 2), ratio=1)
+    channel = bp.choice(experts, LowRankMLP(ratio=2, rank=bp.choice(3, 5)))
+    mixer = bp.choice(GroupedConv(kernel=bp.choice(2, 4), groups=bp.choice(2, 4)),
+                      bp.Mamba2(state=bp.choice(4, 8), head_dim=8, groups=bp.choice(1, 2)))
+    return make(width=bp.choice(16, 32), body=bp.repeat(bp.Block(mixer=mixer, channel=channel), times=bp.integer(1, 2)))
+
+
+ALL = {**SPACES, "lora": lora_space(), "sparse": sparse_space()}
 
 
 def packed(net, architecture):
     """The subnet's function over contiguous copies that still carry gradients."""
-    from torch.func import functional_call
-
     leaves = {n: t.detach().clone().contiguous().requires_grad_() for n, t in net.taken(architecture)}
     return functional_call(net.subnet(architecture).module, leaves, (IDS,), tie_weights=False), leaves
 
@@ -71,18 +84,81 @@ def test_training_a_subnet_trains_exactly_the_shared_entries_it_touches():
         assert not tensor.grad.flatten()[outside].any()
 
 
-def test_after_a_training_step_the_extracted_module_follows():
-    space = ALL["hybrid"]
-    net = bp.Supernet(space, seed=1)
-    architecture = space.sample(2)
+def packed_output(net, architecture):
+    """Through contiguous copies that carry gradients back to the shared tensors."""
+    weights = {name: taken.contiguous() for name, taken in net.taken(architecture)}
+    return functional_call(architecture.build(device="meta"), weights, (IDS,), tie_weights=False)
+
+
+def whole_mask(tensor):
+    """Explicit, so that both sides of a comparison run the same formula."""
+    return torch.ones_like(tensor, dtype=torch.bool)
+
+
+def descend(parameters, masks):
+    torch.optim.SGD(parameters.values(), lr=0.1).step()
+
+
+def adam(parameters, masks):
+    MaskedAdamW(parameters).step(0.01, masks)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+@pytest.mark.parametrize("step", [descend, adam])
+def test_a_step_on_packed_weights_is_the_step_of_the_extracted_module_bit_for_bit(name, step):
+    space = ALL[name]
+    for seed in range(3):
+        net, architecture = bp.Supernet(space, seed=1), space.sample(seed)
+        model = net.extract(architecture)
+        own = dict(model.named_parameters())
+        packed_output(net, architecture).square().mean().backward()
+        model(IDS).square().mean().backward()
+        masks = touch_masks([net.subnet(architecture)])
+        step(net.tensors, {a: whole_mask(net.tensors[a]) if m is None else m for a, m in masks.items()})
+        step(own, {key: whole_mask(p) for key, p in own.items()})
+        for key, again in net.extract(architecture).named_parameters():
+            assert torch.equal(own[key], again), key
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+def test_after_a_step_of_a_subnet_the_extracted_module_follows(name):
+    net, architecture = bp.Supernet(ALL[name], seed=1), ALL[name].sample(2)
     model = net.extract(architecture)
-    for module in (model, net.subnet(architecture)):
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for module, parameters in ((model, dict(model.named_parameters())), (net.subnet(architecture), net.tensors)):
         module(IDS).square().mean().backward()
-        optimizer.step()
+        descend(parameters, None)
     again = net.extract(architecture)
     for (key, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=key)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+def test_masks_are_the_union_of_what_subnets_touch(name):
+    space = ALL[name]
+    net = bp.Supernet(space)
+    for first in range(4):
+        subnets = [net.subnet(space.sample(seed)) for seed in range(first, first + 3)]
+        wanted = {}
+        for subnet in subnets:
+            for address, index in subnet.touched().items():
+                wanted.setdefault(address, torch.zeros(net.held[address].numel, dtype=torch.bool))[index] = True
+        for _ in range(2):                                          # made, and remembered
+            masks = touch_masks(subnets)
+            assert masks.keys() == wanted.keys()
+            for address, mask in masks.items():
+                assert bool(wanted[address].all()) if mask is None else torch.equal(mask.flatten(), wanted[address])
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+def test_a_subnets_module_has_the_names_of_the_standalone_one_and_keeps_nothing_else(name):
+    space = ALL[name]
+    net = bp.Supernet(space)
+    for seed in range(4):
+        architecture = space.sample(seed)
+        alone, subnet = net.extract(architecture), net.subnet(architecture)
+        assert set(subnet.module.state_dict()) == set(alone.state_dict()) == set(architecture.parameters)
+        assert list(alone.state_dict()) == list(architecture.build().state_dict())
+        assert not list(subnet.module.buffers()) and not list(alone.buffers()) and not subnet.state_dict()
 
 
 def test_siblings_do_not_share_but_nested_sizes_do():
@@ -157,67 +233,75 @@ def test_lora_starts_as_the_plain_loop():
     torch.testing.assert_close(adapted(IDS), plain(IDS))
 
 
-# -- takes ------------------------------------------------------------------------------------------------------------
+# -- skeletons --------------------------------------------------------------------------------------------------------
 
-def naive_take(stored, held: Param, wanted: Param):
-    """Entry by entry from the definition: every wanted index tuple maps to a stored one."""
-    def positions(have, want):
-        found, base = [], 0
-        for h, w in zip(have.segments, want.segments, strict=True):
-            def expand(axes, offset=0):
-                if not axes:
-                    return [offset]
-                (a, b), rest = axes[0], axes[1:]
-                inner = 1
-                for x, _ in rest:
-                    inner *= x.size
-                start = {"leading": 0, "trailing": a.size - b.size, "centre": (a.size - b.size) // 2}
-                picks = b.select if isinstance(b.select, tuple) else range(start[b.select], start[b.select] + b.size)
-                return [p for i in picks for p in expand(rest, offset + i * inner)]
-
-            found += expand(list(zip(h, w, strict=True)), base)
-            size = 1
-            for x in h:
-                size *= x.size
-            base += size
-        return torch.tensor(found)
-
-    for d, (have, want) in enumerate(zip(held.dims, wanted.dims, strict=True)):
-        stored = stored.index_select(d, positions(have, want))
-    return stored
+def test_subnets_that_share_leaves_compute_what_their_own_modules_do():
+    """Interleaved, so that a weight left behind in a shared leaf would show."""
+    space = ALL["sparse"]
+    net = bp.Supernet(space, seed=1)
+    subnets = [net.subnet(space.sample(seed)) for seed in range(8)]
+    leaves = [id(m) for subnet in subnets for m in subnet.module.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(set(leaves)) < len(leaves), "no leaf is shared"
+    for subnet in [*subnets, *subnets[::-1]]:
+        torch.testing.assert_close(subnet(IDS), net.extract(subnet.architecture)(IDS), rtol=1e-5, atol=1e-5)
 
 
-def declared(kv, group, pairs, taps, centre, width):
-    heads = axis("kv", kv) * axis("group", group) * axis("half", 2) * axis("pairs", pairs)
-    return [param(heads, axis("width", width)), param(axis("width", width), heads + axis("z", taps) + axis("z", taps)),
-            param(axis("width", width), axis("taps", taps, "trailing")), param(axis("c", centre, "centre"))]
+def test_equal_layers_of_one_network_have_a_leaf_each():
+    space = make(width=32, body=bp.repeat(bp.Block(mixer=bp.Attention(heads=2), channel=bp.MLP(1)), times=3))
+    net = bp.Supernet(space, seed=1)
+    subnet = net.subnet(space.sample(0))
+    modules = [m for m in subnet.module.modules() if not isinstance(m, torch.nn.ModuleList)]
+    assert len({id(m) for m in modules}) == len(modules) == len(list(space.sample(0).build().modules())) - 1
+    torch.testing.assert_close(subnet(IDS), net.extract(space.sample(0))(IDS), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(2, 4, 8, 4, 7, 16), (1, 4, 8, 4, 5, 16), (2, 2, 8, 3, 3, 16), (2, 4, 3, 2, 1, 5)])
-def test_take_reads_the_entries_its_axes_name(sizes):
-    for held, wanted in zip(declared(2, 4, 8, 4, 7, 16), declared(*sizes), strict=True):
-        stored = torch.arange(held.numel).view(held.shape)
-        assert torch.equal(take(stored, held, wanted), naive_take(stored, held, wanted))
-        assert torch.equal(flat_indices(held, wanted), naive_take(stored, held, wanted).flatten())
+def test_a_skeleton_keeps_no_weights_even_when_it_fails():
+    space = ALL["lora"]
+    subnet = bp.Supernet(space).subnet(space.sample(4))
+    subnet(IDS)
+    assert all(p.is_meta for p in subnet.module.parameters())
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        subnet(IDS + 256)
+    assert all(p.is_meta for p in subnet.module.parameters())
+    assert set(dict(subnet.module.named_parameters())) == set(subnet.architecture.parameters)
 
 
-def test_an_explicit_index_list_is_taken_in_its_order():
-    held, wanted = param(axis("layer", 4) * axis("w", 2)), param(axis("layer", 2, (3, 1)) * axis("w", 2))
-    assert take(torch.arange(8), held, wanted).tolist() == [6, 7, 2, 3]
+def test_skeletons_are_remembered_up_to_a_number():
+    from bodyplan.space.skeletons import Skeletons
+
+    space = ALL["sparse"]
+    held = Skeletons(most=3, most_leaves=20)
+    architectures = [space.sample(seed) for seed in range(12)]
+    first = held.of(architectures[0])
+    assert held.of(space.architecture(architectures[0].genome)) is first
+    for architecture in architectures:
+        assert set(held.of(architecture).slots) == set(architecture.parameters)
+    assert len(held.networks) == 3 and held.num_leaves < 40
 
 
-def test_leading_takes_are_views():
-    held, wanted = param(axis("rows", 8), axis("width", 8)), param(axis("rows", 4), axis("width", 6))
-    stored = torch.zeros(8, 8)
-    assert take(stored, held, wanted).data_ptr() == stored.data_ptr()
+def test_building_a_model_lends_nothing():
+    space = ALL["hybrid"]
+    net, architecture = bp.Supernet(space), ALL["hybrid"].sample(2)
+    leaf = net.subnet(architecture).module.embed
+    assert architecture.build(device="meta").embed is not leaf
+    assert net.extract(architecture).embed is not leaf
 
 
-def test_largest_holds_every_member_and_a_larger_take_is_refused():
-    members = [param(axis("heads", 2) * axis("dim", 32)), param(axis("heads", 4) * axis("dim", 16))]
-    held = largest(members)
-    assert held.shape == (128,)
-    with pytest.raises(ValueError, match="at most what is stored"):
-        take(torch.zeros(128), held, param(Axis("heads", 8) * Axis("dim", 16)))
+def test_evaluation_mode_reaches_the_operators():
+    from bodyplan.space.operators.batchnorm import BatchNorm
+
+    space = make(width=32, body=bp.Block(channel=bp.MLP(1), norm=BatchNorm()))
+    net = bp.Supernet(space, seed=1)
+    statistics = [a for a in net.tensors if "running" in a]
+    assert statistics and not any(net.tensors[a].requires_grad for a in statistics)
+    before = {a: net.tensors[a].clone() for a in statistics}
+    net.eval()
+    out = net.subnet(space.sample(0))(IDS)
+    assert all(torch.equal(net.tensors[a], before[a]) for a in statistics)
+    assert torch.equal(out, net.extract(space.sample(0)).eval()(IDS))
+    net.train()
+    net.subnet(space.sample(0))(IDS)
+    assert not any(torch.equal(net.tensors[a], before[a]) for a in statistics), "training measures the batch"
 
 
 def test_a_model_with_an_operator_that_cannot_stream_refuses_to_decode():
