@@ -5,8 +5,15 @@
     devices.py      which devices there are, and what a measurement says about its machine
     tasks/          data, loss and metric: text(), images()
     training.py     train(): a supernet or a plain module, checkpointed, resumable to the bit
-    sampling.py     which subnets a training step visits, and what each of them learns from
-    optim.py        AdamW that touches only what the step touched
+    strategies/     which subnets a training step visits, and what each of them learns from
+    trainer.py      one training's state and what a step does to it
+    pieces.py       cutting a step's work: which examples go through which subnet
+    weights.py      the tensors a training holds, and which entries its subnets touched
+    optim.py        AdamW and SGD that touch only what the step touched
+    precision.py    mixed precision and its loss scale
+    checkpoint.py   a training on disk
+    distributed.py  several processes, each visiting other subnets of the same step
+    calibration.py  calibrate(): batch statistics of an extracted subnet, measured anew
     evaluation.py   Evaluator: one candidate in, its numbers out
     cost.py         multiply-adds by two independent counters (thop, torch's flop counter)
 """

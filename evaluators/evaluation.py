@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .calibration import calibrate
 from .devices import on_threads
 from .objectives import Estimate, Objective, resolve
 from .training import train
@@ -49,8 +50,9 @@ class Evaluator:
 
     Kinds of job, and what each answers under "objectives":
 
-        score       every objective. The module is extracted from the supernet where there are weights; else trained
-                    alone from `job.seed` for `fidelity["steps"]`; else, without steps or task, built untrained.
+        score       every objective. The module is extracted from the supernet where there are weights, its batch
+                    statistics measured anew on training data; else trained alone from `job.seed` for
+                    `fidelity["steps"]`; else, without steps or task, built untrained.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
                     "extra" holds the test metric too.
         test        {"loss": test metric} of the module that "score" would judge.
@@ -128,7 +130,7 @@ class Evaluator:
                 self.setup()
             assert self._net is not None
             extracted: nn.Module = self._net.extract(architecture)
-            return extracted.eval()
+            return extracted.eval() if self.task is None else calibrate(extracted, self.task)
         if self.task is not None and job.fidelity.get("steps"):
             return self._trained(job, architecture, self.task)[0]
         return architecture.build(seed=job.seed).eval()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
 
 __all__ = ["ORDERS", "check_budget", "check_count", "check_directory", "check_executor", "check_positive",
-           "check_space", "check_task", "check_tracking", "check_training", "check_training_strategy",
+           "check_sample", "check_space", "check_task", "check_tracking", "check_training", "check_training_strategy",
            "resolve_initial", "resolve_objectives", "resolve_reference"]
 
 ORDERS = ("ask", "completion")
@@ -77,6 +77,15 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}: got {value!r}")
 
 
+def check_sample(candidates: Any, steps: Any, seeds: Any) -> None:
+    """Raise unless these say how to measure fidelity: at least three candidates and a step, one or two seeds."""
+    for name, value, least in (("candidates", candidates, 3), ("steps", steps, 1)):
+        if value is not None:
+            check_count(name, value, least)
+    if seeds not in (1, 2) or isinstance(seeds, bool):
+        raise ValueError(f"seeds is 1, or 2 to measure the ceiling: got {seeds!r}")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise unless `value` is a number above zero."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
@@ -120,11 +129,11 @@ def check_training(supernet: bool, trains: bool, task: Task | None, twin: bool) 
                          "need none: here every candidate is trained alone; give supernet=True, or leave twin out")
 
 
-def check_training_strategy(name: str) -> None:
-    """Raise for a way to train a supernet that nobody registered."""
-    from ..evaluators.sampling import sampling_strategies
+def check_training_strategy(strategy: Any) -> str:
+    """What a way to train a supernet is called; raises for one that nobody registered."""
+    from ..evaluators.strategies import resolve
 
-    sampling_strategies.get(name)
+    return resolve(strategy).label
 
 
 def check_tracking(tracking: Any) -> None:

@@ -40,7 +40,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "strategy": describe(sweep.strategy), "seed": sweep.seed,
         "trials": sweep.trials, "hours": sweep.hours, "twin": sweep.twin,
         "supernet": sweep.supernet, "supernet_steps": sweep.supernet_steps if sweep.supernet else None,
-        "supernet_strategy": sweep.supernet_strategy if sweep.supernet else None,
+        "supernet_strategy": sweep.supernet_label or None,
         "steps": sweep.steps if sweep.trains else None,
         "retrain": sweep.retrain, "fidelity_sample": sweep.fidelity_sample, "fidelity": sweep.fidelity,
         "executor": sweep.executor_name, "workers": sweep.workers, "order": sweep.order,

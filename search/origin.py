@@ -51,10 +51,21 @@ class SweepOrigin:
         if weights == "standalone":
             return _load(architecture, own, trial.number)
         if self.uses_supernet:
-            return self._supernet.extract(architecture).eval()
+            return self._calibrated(self._supernet.extract(architecture), trial)
         if self.trains and own.is_file():
             return _load(architecture, own, trial.number)
         return self._made_again(architecture, trial)
+
+    def _calibrated(self, module: nn.Module, trial: Trial) -> nn.Module:
+        """With the batch statistics that the worker who judged it measured."""
+        from ..evaluators.calibration import calibrate, has_statistics
+
+        if not has_statistics(module):
+            return module.eval()
+        if self.task is None:
+            raise BodyplanError(f"the batch statistics of trial {trial.number} are measured on its task: get the front from "
+                                "the sweep's own file, with Sweep(...).front() or run(resume=True)")
+        return calibrate(module, self.task)
 
     def _made_again(self, architecture: Architecture, trial: Trial) -> nn.Module:
         """The module a worker judged, from its seed; trained as it was trained then."""

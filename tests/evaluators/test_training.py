@@ -5,11 +5,19 @@ import math
 import bodyplan as bp
 import pytest
 import torch
-from bodyplan.evaluators import training
-from bodyplan.evaluators.sampling import Visit, sampling_strategies
+from bodyplan.evaluators import checkpoint
+from bodyplan.evaluators.strategies import Visit
+from bodyplan.evaluators.strategies.learngene import Learngene
+from bodyplan.evaluators.strategies.multi_path import MultiPath
+from bodyplan.evaluators.strategies.two_stage import TwoStage
 from bodyplan.evaluators.tasks.base import Batch
-from bodyplan.evaluators.training import distillation, learning_rate, touch_masks, train
+from bodyplan.evaluators.trainer import distillation
+from bodyplan.evaluators.training import learning_rate, train
+from bodyplan.evaluators.weights import touch_masks
 from torch import nn
+
+NAMES = ["single_path", "fair", "multi_path", "sandwich", "attentive", "progressive_shrinking", "progressive_depth",
+         "two_stage", "learngene"]
 
 
 class Stop(Exception):
@@ -31,12 +39,13 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("strategy", ["sandwich", "single_path", "fair"])
+@pytest.mark.parametrize("strategy", NAMES)
 def test_a_supernet_learns_by_every_strategy(space, task, strategy):
-    net = bp.Supernet(space)
-    record = train(net, task, steps=30, strategy=strategy)
-    assert record.steps == 30 and record.skipped == 0
-    assert sum(record.losses[-5:]) < sum(record.losses[:5])
+    net, subnet = bp.Supernet(space), space.architecture(space.largest())
+    before = task.score(net.extract(subnet))
+    record = train(net, task, steps=10, strategy=strategy, lr=0.02)
+    assert record.steps == 10 and record.skipped == 0
+    assert task.score(net.extract(subnet)) < 0.9 * before
 
 
 def test_a_plain_module_learns(space, task):
@@ -45,21 +54,57 @@ def test_a_plain_module_learns(space, task):
     assert sum(record.losses[-5:]) < sum(record.losses[:5]) and record.tokens == 30 * 4 * 16
 
 
-@pytest.mark.parametrize("kind", ["sandwich", "single_path", "module"])
-def test_interrupted_and_resumed_equals_straight_to_the_bit(space, task, tmp_path, kind):
-    def fresh():
-        return space.sample(0).build() if kind == "module" else bp.Supernet(space)
-
-    options = dict(steps=20, strategy="sandwich" if kind == "module" else kind)
-    straight = fresh()
+def resumed_and_straight(fresh, task, path, stop, **options):
+    """The same training without a break, and stopped after `stop` steps and continued in another process' place."""
+    straight, resumed = fresh(), fresh()
     whole = train(straight, task, **options)
-    path = tmp_path / "training.safetensors"
     with pytest.raises(Stop):
-        train(fresh(), task, **options, checkpoint=path, progress=stop_at(10))
-    resumed = fresh()
+        train(fresh(), task, **options, checkpoint=path, progress=stop_at(stop))
+    with torch.no_grad():
+        for tensor in resumed.parameters():
+            tensor.zero_()                              # nothing may come from anywhere but the checkpoint
     record = train(resumed, task, **options, checkpoint=path, resume=True)
     assert same(weights(straight), weights(resumed))
     assert record.losses == whole.losses and record.tokens == whole.tokens
+    return path
+
+
+@pytest.mark.parametrize("strategy", [*NAMES, Learngene(first=0.3, then=TwoStage(first=0.6)),
+                                      MultiPath(2, split=False)])
+def test_interrupted_and_resumed_equals_straight_to_the_bit(space, task, tmp_path, strategy):
+    resumed_and_straight(lambda: bp.Supernet(space), task, tmp_path / "c", 4, steps=6, strategy=strategy)
+
+
+@pytest.mark.parametrize("options", [dict(optimizer="sgd", lr=0.1), dict(accumulate=3), dict(dtype="bfloat16"),
+                                     dict(dtype="float16"), dict(clip=None), dict(clip=0.1, weight_decay=0.0)])
+def test_every_option_resumes_to_the_bit(space, task, tmp_path, options):
+    resumed_and_straight(lambda: bp.Supernet(space), task, tmp_path / "c", 3, steps=5, **options)
+
+
+def test_a_plain_module_resumes_to_the_bit_with_its_statistics(tmp_path):
+    task = bp.tasks.images(batch=16)
+
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 5, 5), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 10))
+
+    path = resumed_and_straight(fresh, task, tmp_path / "c", 5, steps=9)
+    tensors, _ = checkpoint.read_checkpoint(path)
+    assert tensors["weight:1.running_var"].ne(1).all() and tensors["weight:1.num_batches_tracked"] == 9
+
+
+def test_the_fixed_teacher_is_the_copy_taken_then_also_after_a_resume(space, task, tmp_path):
+    options = dict(steps=12, strategy=TwoStage(first=0.5), checkpoint=tmp_path / "c")
+    with pytest.raises(Stop):
+        train(bp.Supernet(space), task, **options, progress=stop_at(6))
+    before, _ = checkpoint.read_checkpoint(tmp_path / "c")
+    assert not [key for key in before if key.startswith("teacher:")], "the first stage has no teacher"
+    with pytest.raises(Stop):
+        train(bp.Supernet(space), task, **options, resume=True, progress=stop_at(9))
+    after, _ = checkpoint.read_checkpoint(tmp_path / "c")
+    taken = {key: tensor for key, tensor in after.items() if key.startswith("teacher:")}
+    assert taken["teacher:embed.weight"].equal(before["weight:embed/weight"])
+    assert not taken["teacher:embed.weight"].equal(after["weight:embed/weight"])
 
 
 def test_a_checkpoint_on_the_clock_loses_at_most_the_steps_since(space, task, tmp_path):
@@ -103,9 +148,9 @@ def test_a_checkpoint_is_neither_overwritten_nor_resumed_by_another_training(spa
 
 def _relabel(path):
     """The same checkpoint, saying that a plain module made it."""
-    tensors, state = training.read_checkpoint(path)
+    tensors, state = checkpoint.read_checkpoint(path)
     state["settings"]["strategy"] = "plain"
-    training.write_checkpoint(path, tensors, state)
+    checkpoint.write_checkpoint(path, tensors, state)
     return path
 
 
@@ -124,10 +169,9 @@ def test_no_partial_file_is_left_behind(space, task, tmp_path):
 
 def test_what_no_visited_subnet_uses_stays_to_the_bit(space, task):
     small = space.architecture(space.smallest())
-    sampling_strategies.register("only the smallest", lambda space, step, seed: [Visit(small)])
     net = bp.Supernet(space)
     before = {address: tensor.detach().clone() for address, tensor in net.tensors.items()}
-    train(net, task, steps=3, strategy="only the smallest")
+    train(net, task, steps=3, strategy=lambda space, step, steps, seed: [Visit(small)])
     used = touch_masks([net.subnet(small)], net.tensors)
     for address, tensor in net.tensors.items():
         mask = used.get(address, torch.zeros(tensor.shape, dtype=torch.bool))
@@ -187,8 +231,12 @@ def test_threads_are_set_for_the_training_and_restored(space, task):
 
 @pytest.mark.parametrize(("options", "word"), [
     (dict(steps=0), "steps must be"), (dict(steps=1, lr=-1.0), "lr must be"),
-    (dict(steps=1, warmup=1.0), "warmup is a share"), (dict(steps=1, strategy="sandwhich"), "did you mean "
-                                                                                            "'sandwich'")])
+    (dict(steps=1, warmup=1.0), "warmup is a share"), (dict(steps=1, strategy="sandwhich"), "did you mean 'sandwich'"),
+    (dict(steps=1, accumulate=0), "accumulate must be"), (dict(steps=1, clip=0.0), "clip must be"),
+    (dict(steps=1, dtype="float8"), "dtype of a training"), (dict(steps=1, optimizer="lion"), "one of adamw, sgd"),
+    (dict(steps=1, rates={"nothing": 2.0}), "'nothing' is none"),
+    (dict(steps=1, device="cuda:9"), "not on this machine"),
+    (dict(steps=1, rates={"embed/weight": 0.0}), "a positive number at embed/weight")])
 def test_bad_arguments_are_answered_before_any_work(space, task, options, word):
     with pytest.raises(ValueError, match=word):
         train(bp.Supernet(space), task, **options)
