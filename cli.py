@@ -141,17 +141,23 @@ def export_command(directory: Directory, number: Number,
 
 
 @app.command()
-def fidelity(directory: Directory) -> None:
-    """How well inherited scores rank candidates against training alone, with the trivial proxies beside it."""
-    from .search.journal import Journal
+def fidelity(directory: Directory,
+             candidates: Annotated[int | None, typer.Option(help="How many to train alone, spread over size.")] = None,
+             steps: Annotated[int | None, typer.Option(help="Training steps of each; default: the sweep's.")] = None,
+             seeds: Annotated[int | None, typer.Option(help="2 measures the ceiling too.", show_default="1")] = None
+             ) -> None:
+    """How well the sweep's scores rank candidates against training alone, beside parameters and MACs.
+
+    Prints what is recorded; with options, or where nothing is, trains what is missing and records it.
+    """
+    from .search.launch import reload_sweep
+    from .search.standalone import recorded
     from .search.summary import fidelity_lines
 
-    with Journal.open(directory) as journal:
-        measured = journal.last("fidelity")
-    if measured is None:
-        raise BodyplanError(f"{directory} has no fidelity measurement: it is made at the end of a sweep with "
-                            "supernet=True and fidelity_sample of 3 or more; run `bodyplan resume` if it was stopped")
-    for line in fidelity_lines(measured.body):
+    asked = {"candidates": candidates, "steps": steps, "seeds": seeds}
+    given = {name: value for name, value in asked.items() if value is not None}
+    body = (None if given else recorded(directory)) or reload_sweep(directory).measure_fidelity(**given)
+    for line in fidelity_lines(body):
         typer.echo(line)
 
 

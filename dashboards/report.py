@@ -47,7 +47,7 @@ def report_page(results: Results) -> str:
     parts = [_header(results), _tiles(results), *_front_figures(results), _front_table(results),
              figure(hypervolume_figure(results), "hypervolume")]
     if results.last("fidelity"):
-        parts.append(figure(fidelity_figure(results), "fidelity"))
+        parts += [figure(fidelity_figure(results), "fidelity"), _fidelity(results)]
     parts += [_failures(results), _space(results), _method(results)]
     return page(f"{results.name}: report", parts)
 
@@ -118,6 +118,26 @@ def _measured(trial: Trial, objective: Criterion) -> str:
         low, high = trial.intervals[objective.name]
         text += f"<div class='muted small'>{show(low)} to {show(high)}</div>"
     return text
+
+
+def _fidelity(results: Results) -> str:
+    """How the inherited score ranks, beside what is free and beside another training of the same candidates."""
+    body = results.last("fidelity") or {}
+    judged = {"inherited weights": body, **(body.get("proxies") or {})}
+    if body.get("ceiling"):
+        judged["another standalone seed (the ceiling)"] = body["ceiling"]
+    regrets = [f"lost by the best {regret['k']} ({body.get('unit') or 'metric'})" for regret in body.get("regret", ())]
+    head = ["ranked by", "Kendall tau", "Spearman", "tau within bins of equal parameters", *regrets]
+    rows = ([html.escape(name), _interval(found, "tau"), _interval(found, "spearman", "spearman_"),
+             _interval(found.get("within") or {}, "tau"), *(_interval(one, "value") for one in found.get("regret", ()))]
+            for name, found in judged.items())
+    note = "<p class='muted small'>Brackets are bootstrap 95 % intervals over the candidates.</p>"
+    return section("How far the scores rank", table(head, rows), note)
+
+
+def _interval(found: dict[str, Any], name: str, prefix: str = "") -> str:
+    low, high = found.get(f"{prefix}low"), found.get(f"{prefix}high")
+    return show(found.get(name)) + ("" if low is None else f" [{show(low)}, {show(high)}]")
 
 
 def _failures(results: Results) -> str:

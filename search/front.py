@@ -130,8 +130,9 @@ class Front:
     def from_journal(cls, journal: Journal, origin: Origin | None = None, stream: str = "search") -> Front:
         """The front of one stream of a journal, with the test and standalone values it holds."""
         reference = journal.last("reference")
-        measured = {kind: {event.body["number"]: event.body["values"] or {} for event in journal.events(kind)}
-                    for kind in ("test", "standalone")}
+        steps = journal.definition.get("steps")
+        measured = {kind: {event.body["number"]: event.body["values"] or {} for event in journal.events(kind)
+                           if _is_of_the_sweep(event.body, steps)} for kind in ("test", "standalone")}
         points = [Point.of(trial, test=measured["test"].get(trial.number, {}),
                            standalone=measured["standalone"].get(trial.number, {}), origin=origin)
                   for trial in journal.trials(stream)]
@@ -214,6 +215,11 @@ def is_feasible(trial: Trial, objectives: Sequence[Criterion]) -> bool:
         return False
     values = [trial.values[objective.name] for objective in objectives]
     return not any(np.isnan(values)) and all(o.violation(v) == 0 for o, v in zip(objectives, values, strict=True))
+
+
+def _is_of_the_sweep(body: Mapping[str, Any], steps: int | None) -> bool:
+    """Whether a result has the sweep's own training: measuring fidelity adds other lengths and seeds."""
+    return not body.get("replicate") and (body.get("fidelity") or {}).get("steps", steps) == steps
 
 
 def _as_point(trial: Trial) -> Point:

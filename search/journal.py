@@ -12,7 +12,7 @@ Events carry a kind, a stream and a JSON body; nothing is ever updated or delete
     tell        asks: indices (in the stream's order of asking) whose results the strategy was given
     twin        the random twin began: trials, expected_seconds
     standalone  a candidate trained on its own: number, state, values, seconds, steps, ...
-    fidelity    rank correlation between inherited and standalone scores
+    fidelity    how inherited scores rank beside standalone ones: tau, Spearman, regret, proxies, ceiling, numbers, steps
     test        a front member measured on the test split
     front       the front at the end: numbers, knee, hypervolume, reference, twin
     export      a candidate was written out as a folder: number, path

@@ -107,7 +107,7 @@ def reload_sweep(directory: str | os.PathLike[str]) -> Sweep:
         source = journal.definition.get("source")
     if not source:
         raise BodyplanError(f"{path} was started from Python, which only Python can build again: run its script with "
-                            "sweep.run(resume=True)")
+                            "sweep.run(resume=True) or sweep.measure_fidelity()")
     made = load_sweep(f"{source['file']}:{source['name']}", **json.loads(source.get("arguments") or "{}"))
     made.directory = path
     return made

@@ -212,6 +212,7 @@ class Runs:
         numbers = {"front_size": len(results.front), "evaluated": len(results.complete), "failed": len(results.failed),
                    "twin_hypervolume": twin[-1] if twin else None, "kendall_tau": fidelity.get("tau"),
                    "kendall_tau_low": fidelity.get("low"), "kendall_tau_high": fidelity.get("high")}
+        numbers |= _fidelity_numbers(fidelity)
         self._log(self._parent, {name: float(value) for name, value in numbers.items() if value is not None},
                   tags={"mlflow.note.content": _note(results)})
 
@@ -283,6 +284,18 @@ def _direction(objective: Criterion) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else encode(value) if isinstance(value, Mapping) else str(value)
+
+
+def _fidelity_numbers(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said beside Kendall's tau: Spearman, regret, tau within bins, the ceiling, and tau of what is free."""
+    judged = {"": body, "ceiling_": body.get("ceiling") or {},
+              **{f"{key(name)}_": proxy for name, proxy in (body.get("proxies") or {}).items()}}
+    found: dict[str, Any] = {}
+    for prefix, statistics in judged.items():
+        found |= {f"{prefix}kendall_tau": statistics.get("tau"), f"{prefix}spearman": statistics.get("spearman"),
+                  f"{prefix}kendall_tau_within_bins": (statistics.get("within") or {}).get("tau")}
+        found |= {f"{prefix}top_{regret['k']}_regret": regret["value"] for regret in statistics.get("regret") or ()}
+    return found
 
 
 def _trial_tags(trial: Trial) -> dict[str, str]:

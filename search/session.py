@@ -98,7 +98,7 @@ class Session:
 
     def evaluate(self, event: str, kind: str, fidelity: Mapping[str, Any], subjects: Sequence[Subject],
                  needed: Sequence[Criterion], name: str,
-                 folder: Path | None = None) -> dict[int, Mapping[str, Any]]:
+                 folder: Path | None = None, replicate: int = 0) -> dict[int, Mapping[str, Any]]:
         """Jobs of one kind for some candidates, each result an event; what the journal holds is not done again.
 
         Args:
@@ -107,6 +107,7 @@ class Session:
             needed: the objectives a result must have, or else it counts as failed.
             name: of the stage, for people.
             folder: where to keep the weights of those trained alone, `<hash>.safetensors`.
+            replicate: the number of the repetition, with a seed of its own.
 
         Returns:
             The results' bodies by candidate number, failed ones included.
@@ -114,8 +115,8 @@ class Session:
         wanted = {subject.number: subject for subject in subjects}
         done: dict[int, Mapping[str, Any]] = {
             body["number"]: body for body in (e.body for e in self.journal.events(event))
-            if body["number"] in wanted and body["fidelity"] == fidelity}
-        jobs = [(subject, self._job(kind, subject, fidelity, folder)) for subject in subjects
+            if body["number"] in wanted and body["fidelity"] == fidelity and body["replicate"] == replicate}
+        jobs = [(subject, self._job(kind, subject, fidelity, folder, replicate)) for subject in subjects
                 if subject.number not in done]
         outcomes = self.dispatcher.each(jobs) if jobs else iter(())
         if jobs:
@@ -130,9 +131,9 @@ class Session:
         self.reporter.end()
         return done
 
-    def _job(self, kind: str, subject: Subject, fidelity: Mapping[str, Any], folder: Path | None) -> Job:
-        seed = evaluation_seed(self.sweep.seed, subject.genome, fidelity)
-        return Job(0, kind, subject.genome, seed, {**fidelity, **saving(folder, subject.hash)})
+    def _job(self, kind: str, subject: Subject, fidelity: Mapping[str, Any], folder: Path | None, replicate: int) -> Job:
+        seed = evaluation_seed(self.sweep.seed, subject.genome, fidelity, replicate)
+        return Job(0, kind, subject.genome, seed, {**fidelity, **saving(folder, subject.hash)}, replicate)
 
     def _fill_cache(self) -> None:
         for trial in self.journal.events("probe"):

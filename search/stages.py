@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import BodyplanError
 from .executors.base import available_cpus
-from .front import Criterion, Front
-from .journal import Trial, encode
+from .front import Front
+from .journal import encode
 from .loop import Budget, Loop
 from .origin import SUPERNET_FILE, WEIGHTS_FOLDER
 from .pareto import reference_point
@@ -70,7 +70,7 @@ def train_supernet(session: Session) -> None:
     net.save(path)
     session.journal.append("supernet", {
         "steps": record.steps, "seconds": record.seconds, "tokens": record.tokens, "skipped": record.skipped,
-        "strategy": sweep.supernet_strategy, "seed": sweep.seed, "file": path.name, **_thinned(record.losses)})
+        "strategy": sweep.supernet_label, "seed": sweep.seed, "file": path.name, **_thinned(record.losses)})
     checkpoint.unlink(missing_ok=True)
     session.weights = net.state_numpy()
 
@@ -188,43 +188,16 @@ class _Watch:
 
 def train_alone(session: Session) -> None:
     """Train a sample of candidates and the front's best alone, and compare what they inherited with that."""
-    sweep, metric = session.sweep, session.metric
-    if not sweep.supernet or metric is None:
+    sweep = session.sweep
+    if not sweep.supernet or session.metric is None:
         return
-    from .fidelity import stratified
+    from .standalone import compare, draw_sample, train_each
 
-    trials = [trial for trial in session.journal.trials() if trial.state == "complete"]
-    distinct = list({trial.hash: trial for trial in reversed(trials)}.values())
-    sizes = [sweep.space.architecture(trial.genome).cost().parameters for trial in distinct]
-    sample = stratified(distinct, sizes, sweep.fidelity_sample, sweep.seed)
-    best = session.front().best(sweep.retrain)
-    chosen = {trial.number: Subject(trial.number, trial.genome, trial.hash) for trial in [*best, *sample]}
-    bodies = session.evaluate("standalone", "standalone", {"weights": "own", "steps": sweep.steps},
-                              list(chosen.values()), [metric], "training candidates alone",
-                              sweep.directory / WEIGHTS_FOLDER)
-    _compare(session, metric, sample, bodies)
-
-
-def _compare(session: Session, metric: Criterion, sample: Sequence[Trial], bodies: Any) -> None:
-    from .fidelity import measure_fidelity
-
-    pairs = [(trial, bodies[trial.number]["values"][metric.name]) for trial in sample
-             if bodies[trial.number]["state"] == "complete"]
-    numbers = [trial.number for trial, _ in pairs]
-    before = session.journal.last("fidelity")
-    if before is not None and before.body["numbers"] == numbers:
-        return
-    if len(pairs) < 3:
-        if sample:
-            session.reporter.say(f"rank correlation left out: {len(pairs)} candidates were trained alone, 3 are needed")
-        return
-    costs = [session.sweep.space.architecture(trial.genome).cost() for trial, _ in pairs]
-    inherited, alone = [trial.values[metric.name] for trial, _ in pairs], [value for _, value in pairs]
-    body = measure_fidelity(inherited, alone, metric.goal, {"parameters": [cost.parameters for cost in costs],
-                                                            "macs": [cost.macs for cost in costs]})
-    session.journal.append("fidelity", {**body, "numbers": numbers, "inherited": inherited, "standalone": alone,
-                                        "objective": metric.name, "unit": metric.unit, "steps": session.sweep.steps,
-                                        "seed": session.sweep.seed})
+    sample = draw_sample(session, sweep.fidelity_sample)
+    chosen = {trial.number: trial for trial in [*session.front().best(sweep.retrain), *sample]}
+    results = train_each(session, list(chosen.values()), sweep.steps)
+    if sample and compare(session, sample, [results], sweep.steps) is None:
+        session.reporter.say(f"rank correlation left out: of {len(sample)} candidates at least 3 must be trained alone")
 
 
 def measure_test(session: Session) -> None:
@@ -278,7 +251,7 @@ def _training(session: Session) -> dict[str, Any]:
     """What the model card says of the weights."""
     sweep = session.sweep
     assert sweep.task is not None, "only sweeps with a task train"
-    how = (f"inherited from a supernet ({sweep.supernet_strategy}, {sweep.supernet_steps} steps)" if sweep.supernet
+    how = (f"inherited from a supernet ({sweep.supernet_label}, {sweep.supernet_steps} steps)" if sweep.supernet
            else f"trained alone for {sweep.steps} steps")
     return {"weights": how, "data": sweep.task.describe(), "seed": sweep.seed, "torch": version("torch")}
 

@@ -33,15 +33,34 @@ def summarise(session: Session, front: Front, twin: Front | None, exported: str 
 
 
 def fidelity_lines(body: dict[str, Any]) -> list[str]:
-    """A "fidelity" event in words."""
-    lines = [f"inherited against standalone {body['objective']}: Kendall tau {body['tau']:.2f} "
-             f"[{body['low']:.2f}, {body['high']:.2f}] (95 %, {body['count']} candidates, {body['steps']} steps each, "
-             f"one seed), Spearman {body['spearman']:.2f}"]
+    """A "fidelity" event in words. Lines without numbers in the event (an old one, or one seed) are left out."""
+    seeds = "first of two seeds" if body.get("ceiling") else "one seed"
+    lines = [f"inherited against standalone {body['objective']}: Kendall tau {_shown(body)} "
+             f"(95 %, {body['count']} candidates, {body['steps']} steps each, "
+             f"{seeds}), Spearman {body['spearman']:.2f}"]
     if body["proxies"]:
         lines.append("  for comparison, larger taken as better: " + ", ".join(
-            f"{name} {proxy['tau']:.2f} [{proxy['low']:.2f}, {proxy['high']:.2f}]"
-            for name, proxy in body["proxies"].items()))
-    return lines
+            f"{name} {_shown(proxy)}" for name, proxy in body["proxies"].items()))
+    if body.get("ceiling"):
+        lines.append(f"  ceiling, one standalone seed against another: {_shown(body['ceiling'])}")
+    beside = {"inherited": body, **body["proxies"], **({"another seed": body["ceiling"]} if body.get("ceiling") else {})}
+    if body.get("within"):
+        lines.append(f"  within {body['within']['bins']} bins of equal parameters: " + ", ".join(
+            f"{name} {_shown(judged['within'])}" for name, judged in beside.items()))
+    return lines + [_regret_line(index, beside, body.get("unit", "")) for index in range(len(body.get("regret", ())))]
+
+
+def _shown(judged: dict[str, Any]) -> str:
+    return f"{judged['tau']:.2f} [{judged['low']:.2f}, {judged['high']:.2f}]"
+
+
+def _regret_line(index: int, beside: dict[str, dict[str, Any]], unit: str) -> str:
+    """What the best by each score loses to the best of all."""
+    k = beside["inherited"]["regret"][index]["k"]
+    found = [(name, judged["regret"][index]) for name, judged in beside.items()]
+    return (f"  lost by training only the best {k if k > 1 else 'one'}: " + ", ".join(
+        f"{name} {regret['value']:.3g} [{regret['low']:.3g}, {regret['high']:.3g}]" for name, regret in found)
+        + f" {unit}").rstrip()
 
 
 def _trials_line(session: Session) -> str:

@@ -19,6 +19,7 @@ from .strategies.base import Strategy, resolve
 
 if TYPE_CHECKING:
     from ..evaluators.objectives import Objective
+    from ..evaluators.strategies import TrainingStrategy
     from ..evaluators.tasks.base import Task
     from ..space.architecture import Architecture
     from ..space.genome import Genome
@@ -55,7 +56,7 @@ class Sweep:
         retrain: how many of the front's best are trained alone at the end (supernet sweeps).
         fidelity_sample: how many candidates, spread over size, are trained alone to measure the rank correlation of
             inherited with standalone scores (supernet sweeps); 0 leaves it out.
-        supernet_steps, supernet_strategy: how the shared weights are trained.
+        supernet_steps, supernet_strategy: how the shared weights are trained; a name, or a strategy with settings.
         steps: training steps of a candidate trained alone.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
         address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
@@ -85,10 +86,10 @@ class Sweep:
                  initial: Sequence[Architecture | Genome] = (), twin: bool = False,
                  order: Literal["ask", "completion"] | None = None, in_flight: int | None = None,
                  tracking: bool | str = True, optuna_storage: str | None = None, retrain: int = 3,
-                 fidelity_sample: int = 12, supernet_steps: int = 2000, supernet_strategy: str = "sandwich",
-                 steps: int = 500, timeout: float | None = None, memory_gb: float | None = None,
-                 address: str | None = None, reference: Mapping[str, float] | Sequence[float] | None = None,
-                 quiet: bool = False):
+                 fidelity_sample: int = 12, supernet_steps: int = 2000,
+                 supernet_strategy: str | TrainingStrategy = "sandwich", steps: int = 500,
+                 timeout: float | None = None, memory_gb: float | None = None, address: str | None = None,
+                 reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -109,13 +110,12 @@ class Sweep:
         self.directory = _directory(directory)
         self.source: dict[str, str] | None = None   # the file and name it was launched from, for `bodyplan resume`
 
-    def _set_effort(self, supernet_steps: int, supernet_strategy: str, steps: int, retrain: int,
+    def _set_effort(self, supernet_steps: int, supernet_strategy: str | TrainingStrategy, steps: int, retrain: int,
                     fidelity_sample: int) -> None:
         for name, value, least in (("supernet_steps", supernet_steps, 1), ("steps", steps, 1),
                                    ("retrain", retrain, 0), ("fidelity_sample", fidelity_sample, 0)):
             checks.check_count(name, value, least)
-        if self.supernet:
-            checks.check_training_strategy(supernet_strategy)
+        self.supernet_label = checks.check_training_strategy(supernet_strategy) if self.supernet else ""
         self.supernet_steps, self.supernet_strategy, self.steps = supernet_steps, supernet_strategy, steps
         self.retrain, self.fidelity_sample = retrain, fidelity_sample
 
@@ -186,6 +186,36 @@ class Sweep:
         surroundings = Surroundings(self)
         with self._open(resume) as journal, Session(self, journal, surroundings) as session:
             return run_stages(session)
+
+    def measure_fidelity(self, candidates: int | None = None, steps: int | None = None, seeds: int = 1) -> dict[str, Any]:
+        """How well the scores of this sweep rank candidates, against training a sample of them alone.
+
+        The sweep must have candidates already. What the journal holds is not trained again, and an interrupted call
+        goes on where it stopped.
+
+        Args:
+            candidates: how many, spread over parameters; default: `fidelity_sample`, or 12.
+            steps: of a training alone; default: the sweep's own.
+            seeds: 1, or 2 for the ceiling as well: how well one training alone ranks beside another of the same.
+
+        Returns:
+            The body of the journal's "fidelity" event, see `search.fidelity.measure_fidelity`.
+
+        Raises:
+            ValueError: numbers out of range.
+            BodyplanError: the sweep has no objective that is trained for, fewer than three candidates, or is being
+                written by another process.
+        """
+        from .session import Session, Surroundings
+        from .stages import write_report
+        from .standalone import measure
+
+        checks.check_sample(candidates, steps, seeds)
+        surroundings = Surroundings(self)
+        with self._open(resume=True) as journal, Session(self, journal, surroundings) as session:
+            body = measure(session, candidates, steps, seeds)
+            write_report(session)
+            return body
 
     def dry_run(self) -> Forecast:
         """Size of the space, ten samples, and what the sweep would take, by timing two evaluations and training steps.

@@ -1,0 +1,211 @@
+"""What the study of supernet fidelity does with one candidate or one supernet, and the file it keeps the answers in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..search.executors.base import Job
+
+if TYPE_CHECKING:
+    from ..evaluators.tasks.base import Task
+    from ..space.space import Space
+    from ..space.supernet import Supernet
+
+__all__ = ["STRATEGIES", "Record", "Work", "study_space", "training_strategy"]
+
+STRATEGIES = ("single_path", "multi_path", "fair", "sandwich", "sandwich_plain", "progressive_shrinking", "attentive",
+              "two_stage")
+_POINTS = 100           # of a stored loss curve
+_TIMED_STEPS = 6        # of a candidate alone, after two that warm up
+
+
+def study_space() -> Space:
+    """Hybrid decoders of three or four layers and 100,000 to 240,000 parameters, about 17 million of them.
+
+    The range of sizes is narrow on purpose: where width and depth explain the loss, counting parameters ranks well and a
+    supernet has nothing to add. What differs here is which mixer stands in which layer, its heads, state, window and
+    kernel, the kind of channel mixer, and whether the body runs twice.
+    """
+    import bodyplan as bp
+
+    mixer = bp.choice(
+        bp.Attention(heads=bp.choice(2, 4), kv_heads=bp.choice(1, 2), window=bp.choice(None, 16)),
+        bp.GatedDeltaNet(heads=bp.choice(1, 2)),
+        bp.Mamba2(state=bp.choice(8, 16), head_dim=16),
+        bp.ShortConv(kernel=bp.choice(3, 5)),
+        bp.Hyena())
+    channel = bp.choice(bp.SwiGLU(ratio=2), bp.MLP(ratio=3, activation=bp.choice("gelu", "squared_relu")))
+    space: Space = bp.Space(
+        embed=bp.TokenEmbedding(vocab=256), width=bp.choice(56, 64),
+        body=bp.repeat(bp.Block(mixer=mixer, channel=channel, norm=bp.RMSNorm()), times=bp.integer(3, 4)),
+        recursion=bp.choice(bp.Once(), bp.Loop(times=2)),
+        head=bp.LanguageHead(tied=True))
+    return space
+
+
+def training_strategy(name: str) -> Any:
+    """The training strategy called `name`: a registered one, or "sandwich_plain", the sandwich without distillation.
+
+    Raises ValueError with the nearest known name.
+    """
+    from ..evaluators.strategies import resolve
+    from ..evaluators.strategies.sandwich import Sandwich
+
+    return Sandwich(distill=False) if name == "sandwich_plain" else resolve(name)
+
+
+@dataclass
+class Work:
+    """Runs the jobs of the study in a worker. The text is split in three, and no part serves two purposes:
+
+    every training, of a supernet or of a candidate alone, reads the first 95 %; inherited weights are scored on the next
+    2.5 %; candidates trained alone are measured on the last 2.5 %. Held-out windows are the same for every model.
+
+    Kinds of job, by the `fidelity` they carry:
+
+        time_alone     seconds per training step of a candidate, over a few steps
+        time_supernet  seconds per training step of a strategy, over a short training of `steps`
+        alone          the test score of a candidate after `steps` steps, and that on the scoring split
+        supernet       `strategy` for `steps` steps; the weights go to a file in `folder`
+        score          the scoring-split score of a candidate with the weights of `strategy`
+    """
+
+    folder: Path
+    batch: int
+    length: int
+    held_out: int
+    lr: float
+    supernet_lr: float
+
+    def tasks(self) -> tuple[Task, Task]:
+        """The task of training, and that of scoring: the same text, in larger batches."""
+        import bodyplan as bp
+
+        return (bp.tasks.text(length=self.length, batch=self.batch),
+                bp.tasks.text(length=self.length, batch=4 * self.batch, held_out_batches=self.held_out))
+
+    def setup(self) -> None:
+        """Build the space and read the text once."""
+        self.space: Space = study_space()
+        self.task, self.scoring = self.tasks()
+        self.task.batch("train", 0, 0)
+        self.loaded: tuple[str, Supernet] | None = None
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """The answer to one job; what it raises fails the job."""
+        answer: dict[str, Any] = getattr(self, f"_{job.kind}")(job)
+        return answer
+
+    def _time_alone(self, job: Job) -> dict[str, Any]:
+        from ..evaluators.training import train
+
+        module = self.space.architecture(job.genome).build(seed=job.seed)
+        train(module, self.task, 2, lr=self.lr)
+        began = time.perf_counter()
+        train(module, self.task, _TIMED_STEPS, lr=self.lr)
+        trained = time.perf_counter()
+        self.scoring.score(module, "validation", 1)
+        return {"step_seconds": (trained - began) / _TIMED_STEPS,
+                "score_seconds": (time.perf_counter() - trained) * self.scoring.num_batches("validation")}
+
+    def _time_supernet(self, job: Job) -> dict[str, Any]:
+        steps = int(job.fidelity["steps"])
+        self._trained(job, 2, None)
+        _, _, seconds = self._trained(job, steps, None)
+        return {"step_seconds": seconds / steps}
+
+    def _alone(self, job: Job) -> dict[str, Any]:
+        from ..evaluators.training import train
+
+        module = self.space.architecture(job.genome).build(seed=job.seed)
+        record = train(module, self.task, int(job.fidelity["steps"]), lr=self.lr, seed=job.seed)
+        return {"test": self.scoring.score(module, "test"), "scoring": self.scoring.score(module, "validation"),
+                "train_seconds": record.seconds}
+
+    def _supernet(self, job: Job) -> dict[str, Any]:
+        path = self._weights(job.fidelity["strategy"])
+        checkpoint = path.with_suffix(".checkpoint")
+        net, record, _ = self._trained(job, int(job.fidelity["steps"]), checkpoint)
+        net.save(path)
+        checkpoint.unlink(missing_ok=True)
+        return {"train_seconds": record.seconds, "tokens": record.tokens, "skipped": record.skipped,
+                "losses": _thinned(record.losses)}
+
+    def _trained(self, job: Job, steps: int, checkpoint: Path | None) -> tuple[Supernet, Any, float]:
+        """A new supernet after `steps` steps, the record of its training, and the seconds this call took."""
+        from ..evaluators.training import train
+        from ..space.supernet import Supernet
+
+        net, strategy = Supernet(self.space, seed=job.seed), training_strategy(job.fidelity["strategy"])
+        began = time.perf_counter()
+        record = train(net, self.task, steps, strategy=strategy, lr=self.supernet_lr, seed=job.seed, checkpoint=checkpoint,
+                       resume=True)
+        return net, record, time.perf_counter() - began
+
+    def _score(self, job: Job) -> dict[str, Any]:
+        from ..space.supernet import Supernet
+
+        name = job.fidelity["strategy"]
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = name, Supernet.load(self.space, self._weights(name))
+        module = self.loaded[1].extract(self.space.architecture(job.genome)).eval()
+        return {"scoring": self.scoring.score(module, "validation")}
+
+    def _weights(self, strategy: str) -> Path:
+        return self.folder / f"{strategy}.safetensors"
+
+
+def _thinned(losses: Sequence[float]) -> list[float]:
+    """At most a hundred means over equal stretches, without the steps that broke."""
+    stretch = max(1, math.ceil(len(losses) / _POINTS))
+    parts = ([x for x in losses[i:i + stretch] if math.isfinite(x)] for i in range(0, len(losses), stretch))
+    return [round(sum(part) / len(part), 4) for part in parts if part]
+
+
+class Record:
+    """A file of one JSON object a line, each with a kind and a time, written as soon as there is something to say.
+
+    A process killed while writing leaves a torn last line, which is cut off when the file is opened again. One process
+    writes at a time; readers open with `write=False`.
+    """
+
+    def __init__(self, path: Path, write: bool = True):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            self.lines = [json.loads(line) for line in whole.splitlines()]
+            if torn and write:
+                os.truncate(path, len(whole) + bool(whole))
+
+    def append(self, kind: str, **body: Any) -> None:
+        """Write one line; it is on its way to the disk when this returns."""
+        line = {"kind": kind, "time": round(time.time(), 2), **body}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.lines.append(line)
+
+    def of(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The lines of one kind, oldest first."""
+        return (line for line in self.lines if line["kind"] == kind)
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """The newest line of a kind, None where there is none."""
+        return next((line for line in reversed(self.lines) if line["kind"] == kind), None)
+
+    def seconds_spent(self) -> float:
+        """Wall time of all runs: from each one's "run" line to its last line."""
+        spent, began, last = 0.0, None, 0.0
+        for line in self.lines:
+            if line["kind"] == "run":
+                spent += 0.0 if began is None else last - began
+                began = line["time"]
+            last = line["time"]
+        return spent + (0.0 if began is None else last - began)
