@@ -14,14 +14,26 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "choice integer real repeat subset tied": ".space.choices",
+    "choice integer optional permutation real repeat subset tied": ".space.choices",
+    "rule": ".space.grammar",
+    "cost count measure monotone total value within": ".space.constraints",
+    "graph_encoding path_encoding": ".space.encoding",
+    "Macro": ".space.macros.base",
     "Genome": ".space.genome",
     "Space": ".space.space",
     "Architecture": ".space.architecture",
     "Block Once Loop Plan": ".space.plan",
+    "Parallel": ".space.macros.parallel",
+    "Cell": ".space.macros.cell",
+    "Stage": ".space.macros.stage",
+    "UShape": ".space.macros.ushape",
+    "Looped": ".space.macros.looped",
+    "EncoderDecoder": ".space.macros.encoder_decoder",
+    "Stack": ".space.macros.stack",
+    "Residual DenseAverage ValueResidual CrossLayerKV HyperConnections Ladder": ".space.macros.residual",
     "Operator Source": ".space.operator",
     "Custom": ".space.operators.custom",
-    "TokenEmbedding PatchEmbedding": ".space.operators.embedding",
+    "TokenEmbedding PatchEmbedding FrameEmbedding": ".space.operators.embedding",
     "LanguageHead ClassifierHead": ".space.operators.head",
     "RMSNorm": ".space.operators.rmsnorm",
     "Attention": ".space.operators.attention",
@@ -32,6 +44,18 @@ _HOMES = {
     "SwiGLU": ".space.operators.swiglu",
     "MLP": ".space.operators.mlp",
     "Identity": ".space.operators.identity",
+    "Zero": ".space.operators.zero",
+    "LayerNorm NoNorm": ".space.operators.layernorm",
+    "BatchNorm": ".space.operators.batchnorm",
+    "CrossAttention": ".space.operators.cross_attention",
+    "WindowAttention": ".space.operators.window_attention",
+    "ReducedAttention": ".space.operators.reduced_attention",
+    "DepthwiseConv2d": ".space.operators.depthwise_conv2d",
+    "Conv2d": ".space.operators.conv2d",
+    "ConvNeXtUnit": ".space.operators.convnext",
+    "MobileConv": ".space.operators.inverted_residual",
+    "Pooling AveragePool": ".space.operators.pooling",
+    "ConformerConv": ".space.operators.conformer_conv",
     "Supernet": ".space.supernet",
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
@@ -42,7 +66,7 @@ _HOMES = {
     "Journal": ".search.journal",
     "BodyplanError": ".errors",
 }
-_MODULES = {"tasks": ".evaluators.tasks"}
+_MODULES = {"presets": ".space.presets", "tasks": ".evaluators.tasks"}
 _NAMES = {name: home for names, home in _HOMES.items() for name in names.split()}
 
 __all__ = sorted([*_NAMES, *_MODULES, "__version__"])

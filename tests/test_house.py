@@ -119,4 +119,4 @@ def test_every_folder_with_code_is_packaged():
 
     packaged = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(["bodyplan", *p.parent.relative_to(ROOT).parts]) for room in ROOMS for p in files(room)}
-    assert found | {"bodyplan", "bodyplan.evaluators.tasks.data"} == packaged
+    assert found | {"bodyplan", "bodyplan.evaluators.tasks.data", "bodyplan.testing"} == packaged
