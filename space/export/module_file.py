@@ -20,6 +20,7 @@ from .fold import specialise
 from .program import Chunk, Instance
 from .record import Record, construct, is_own_class, mro
 from .render import Call, render
+from .sharing import without_sharing
 from .text import LINE_LENGTH, Edit, Text, apply
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class _Writer:
     def _trim(self) -> None:
         """Take out of the skeleton what this kind of model does not do at all."""
         chunks, unused = self.collector.chunks, {"init_state", "step"}
+        if not any(getattr(module[1], "reads_shared", False) for module in self.architecture.modules):
+            for chunk in chunks.values():
+                chunk.text = chunk.original = without_sharing(chunk.text) if chunk.kind == "class" else chunk.text
         if not streams(self.architecture):
             for name in {"Sublayer", "Layer", "AdaptedLayer", "Model"} & chunks.keys():
                 chunks[name].text = _without_methods(chunks[name].text, unused)
