@@ -55,7 +55,9 @@ def _item_rows(item: Any, left: str, name: str, plan: Plan, parameters: Counts, 
         present = dict(item.sublayers())
         mixer, channel = (_cut(_words(present[role]), CELL) if role in present else "-" for role in ("mixer", "channel"))
         yield gutter, left + mixer, channel + _norm_words(item, plan), count
-        parts = [part for part in item.parts(plan.width, 1) if isinstance(part.item, Macro)]
+        inside = [part for part in item.parts(plan.width, 1) if isinstance(part.item, Macro)]
+        parts = [inner._replace(name=f"{part.name}.{inner.name}") for part in inside
+                 for inner in part.item.parts(part.width, part.length)]
     elif isinstance(item, Macro):
         yield gutter, left + _cut(_words(item), CELL), "", count
         parts = item.parts(plan.width, 1)
@@ -63,7 +65,7 @@ def _item_rows(item: Any, left: str, name: str, plan: Plan, parameters: Counts, 
         yield gutter, left + _cut(_words(item), CELL), "", count
         return
     for part in parts:
-        inner = " " * (len(left) + 1) + f"{part.name.removesuffix('.op')}: "
+        inner = " " * (len(left) + 1) + f"{part.name.replace('.op.', '.')}: "
         yield from _item_rows(part.item, inner, f"{name}.{part.name}", plan, parameters, gutter)
 
 
@@ -127,7 +129,7 @@ def _item_changes(where: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
-    if operator_label(before) == operator_label(after):
+    if before is after is None or None not in (before, after) and operator_label(before) == operator_label(after):
         return
     if type(before) is not type(after):
         yield f"{where}: {_words(before)} -> {_words(after)}"
@@ -293,12 +295,13 @@ class _Sheet:
         if isinstance(item, Block):
             self._block(item, title, name, depth)
             return
-        self._label(f"{title}  {_words(item)}", name, depth)
+        self._label(title, _words(item), name, depth)
         for part in item.parts(self.plan.width, 1) if isinstance(item, Macro) else ():
             self._item(part.item, part.name.rpartition(".")[2], f"{name}.{part.name}", depth + 1)
 
-    def _label(self, words: str, name: str, depth: int) -> None:
-        x = MARGIN + (BOX_X - MARGIN if depth else 12) + INDENT * depth
+    def _label(self, title: str, words: str, name: str, depth: int) -> None:
+        x = BOX_X + INDENT * depth
+        self._text(MARGIN + 12, self.y + 15, "·" * depth + title, fill=FAINT, weight=600)
         self._text(x, self.y + 15, _cut(words, int((BOX_END - x - 60) / CHARACTER)), weight=600)
         self._text(BOX_END - 10, self.y + 15, _number(_count(self.parameters, f"{name}.")), fill=FAINT, anchor="end")
         self.y += 26

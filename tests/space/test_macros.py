@@ -196,3 +196,16 @@ def test_a_fresh_topology_starts_as_the_plain_stream():
 def test_what_cannot_be_built_is_refused(body, words):
     with pytest.raises((ValueError, TypeError), match=words):
         space(body)
+
+
+@every
+def test_a_network_of_macros_is_drawn_and_compared(space):
+    import xml.etree.ElementTree as tree
+
+    first, second = space.sample(0), space.sample(5)
+    tree.fromstring(first.draw("svg"))
+    text = first.draw()
+    assert f"{first.cost().parameters:,}" in text.splitlines()[-1]
+    assert all(type(place.operator).__name__ in text for place in first.placed if place.operator.kind == "mixer")
+    assert first.diff(first) == "no difference"
+    assert (first.diff(second) == "no difference") == (first.genome == second.genome)
