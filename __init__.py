@@ -61,6 +61,9 @@ _HOMES = {
     "Objective Estimate": ".evaluators.objectives",
     "latency": ".evaluators.latency",
     "train": ".evaluators.training",
+    "Attentive Fair Learngene MultiPath ProgressiveDepth ProgressiveShrinking Sandwich SinglePath TrainingStrategy "
+    "TwoStage": ".evaluators.strategies",
+    "calibrate": ".evaluators.calibration",
     "Sweep": ".search.sweep",
     "Front": ".search.front",
     "Journal": ".search.journal",
