@@ -52,7 +52,7 @@ LAST = ("out.weight", "down.weight", "down_out.weight", "project.weight", "weigh
 class Mup:
     """How one architecture starts and learns so that settings found on a smaller base hold.
 
-    init: factor on the usual starting values, by parameter name. rates: factor on the learning rate, by parameter name,
+    init: factor on the usual starting values, by name of trained parameter. rates: factor on the learning rate, likewise,
     for the trainer's `rates`. width, depth: how many times wider and deeper than the base. output, attention: the folded
     factors on logits and on attention scores, the latter beside 1 / sqrt(head_dim). unfolded: branches that have nothing
     to fold the factor of depth into, such as pooling; they add at full size.
@@ -104,7 +104,7 @@ def mup(architecture: Architecture, base: Architecture) -> Mup:
     Raises:
         ValueError: the two differ in more than width and depth, or a tied head has no norm with a gain before it.
     """
-    found = twins(architecture, base)
+    found = {name: twin for name, twin in twins(architecture, base).items() if not twin.here.statistic}
     width, depth = architecture.plan.width / base.plan.width, _depth_ratio(architecture, base)
     rules = _Rules(found)
     attention = rules.fold_attention()
@@ -140,7 +140,7 @@ class _Rules:
 
     def fold_output(self, factor: float) -> None:
         """The multiplier of logits, into the final norm, since a tied table also embeds."""
-        gains = [name for name, twin in self.found.items() if twin.prefix == "norm" and not twin.here.statistic]
+        gains = [name for name, twin in self.found.items() if twin.prefix == "norm"]
         if not gains and factor != 1.0:
             raise ValueError("a tied head needs a final norm with a gain, which takes the multiplier of logits: got none; "
                              "use norm=RMSNorm(), or a head of its own")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from .axes import Axis, Dim, Param
@@ -196,15 +197,26 @@ def _match(ours: Tree, theirs: Tree, pattern: str, at: str = "", there: str = ""
     """(prefix here, prefix there, operator here, operator there) of every module; None where one is missing."""
     if "" in ours or "" in theirs:
         yield at, there, ours.get(""), theirs.get("")
-    mine, others = [name for name in ours if name], [name for name in theirs if name]
-    if mine != others and mine and others and all(name.isdigit() for name in mine + others):
-        order = layer_order(len(others), len(mine), pattern)
-        pairs = [(name, others[i]) for name, i in zip(mine, order, strict=True)]
-    else:
-        pairs = [(name, name) for name in dict.fromkeys(mine + others)]
-    for name, other in pairs:
+    for name, other in _layer_pairs(ours, theirs, pattern):
         yield from _match(ours.get(name, {}), theirs.get(other, {}), pattern, f"{at}.{name}".strip("."),
                           f"{there}.{other}".strip("."))
+
+
+def _layer_pairs(ours: Tree, theirs: Tree, pattern: str) -> list[tuple[str, str]]:
+    """Names below two nodes, side by side: equal names, or the layers of runs that `scale` has grown."""
+    mine, others = [name for name in ours if name], [name for name in theirs if name]
+    runs = [(list(a), list(b)) for (nested, a), (also, b) in zip(_groups(ours, mine), _groups(theirs, others), strict=False)
+            if nested == also]
+    whole = sum(len(a) for a, _ in runs) == len(mine) and sum(len(b) for _, b in runs) == len(others)
+    if mine == others or not whole or not all(name.isdigit() for name in mine + others):
+        return [(name, name) for name in dict.fromkeys(mine + others)]
+    return [(name, b[i]) for a, b in runs for name, i in zip(a, layer_order(len(b), len(a), pattern), strict=True)]
+
+
+def _groups(tree: Tree, names: list[str]) -> list[tuple[bool, list[str]]]:
+    """Neighbours that are all layers, or all macros that hold layers, in order."""
+    return [(nested, list(group)) for nested, group in
+            groupby(names, key=lambda name: bool(getattr(tree[name].get(""), "streams", ())))]
 
 
 def _plain(operator: Operator) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import bodyplan as bp
 import pytest
 import torch
+from bodyplan.space import presets
 from bodyplan.space.macros.parallel import Parallel
 from bodyplan.space.macros.residual import CrossLayerKV, HyperConnections, ValueResidual
 from bodyplan.space.macros.stack import Stack
@@ -13,6 +14,7 @@ from bodyplan.space.operators.grouped_conv import GroupedConv
 from bodyplan.space.operators.inverted_residual import MobileConv
 from bodyplan.space.operators.low_rank import LowRankMLP
 from bodyplan.space.operators.moe import MoE
+from bodyplan.space.twins import twins
 from operator_examples import Doubled
 
 ATTENTION = bp.Block(mixer=bp.Attention(heads=2, kv_heads=1), channel=bp.SwiGLU(ratio=2))
@@ -27,8 +29,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def architecture(*body, width=32, tied=True, **fields):
-    return bp.Space(embed=bp.TokenEmbedding(vocab=64), width=width, body=body or (ATTENTION, MAMBA),
+def architecture(*body, width=32, tied=True, embed_vocab=64, **fields):
+    return bp.Space(embed=bp.TokenEmbedding(vocab=embed_vocab), width=width, body=body or (ATTENTION, MAMBA),
                     head=bp.LanguageHead(tied=tied), **fields).sample(0)
 
 
@@ -119,6 +121,22 @@ def test_branches_side_by_side_each_take_the_factor_of_depth():
         "layers.0.mixer.op.project.weight"}
 
 
+@pytest.mark.parametrize("name", ["convnext", "mamba2_hybrid", "metaformer", "pvt"])
+@pytest.mark.parametrize("pattern", ["stack", "stretch"])
+def test_families_of_stages_and_hybrids_find_every_twin(name, pattern):
+    """Twins hold the same operator with the same fields, inside stages that grow beside layers that grow."""
+    small = getattr(presets, name).space().sample(0)
+    depth = sum(place.name.endswith("mixer.op") for place in small.placed)
+    large = small.scale(width=2 * small.plan.width, depth=2 * depth, pattern=pattern)
+    found = twins(large, small)
+    assert set(found) == set(large.parameters)
+    assert {type(twin.operator) for twin in found.values()} <= {type(place.operator) for place in small.placed}
+    matrices = [twin for twin in found.values() if twin.is_matrix and twin.prefix.startswith("layers.")]
+    sizes = {twin.inputs[0] / twin.inputs[1] for twin in matrices}
+    assert sizes <= {1.0, 2.0} and 2.0 in sizes
+    assert mup(large, base=small).depth == 2
+
+
 Q = 1 / math.sqrt(2)
 
 
@@ -180,6 +198,26 @@ def test_initialise_gives_the_values_of_build_whatever_the_module_held():
     rules.initialise(model, seed=2)
     expected = rules.build(seed=2).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_measured_statistics_have_no_rules():
+    small = architecture(bp.Block(mixer=MobileConv()))
+    rules = mup(small.scale(width=64), base=small)
+    trained = {name for name, declared in rules.architecture.parameters.items() if not declared.statistic}
+    assert set(rules.rates) == set(rules.init) == trained < set(rules.architecture.parameters)
+
+
+def test_the_trainer_takes_the_rates():
+    """The first step of Adam moves every entry with a gradient by the learning rate: what moves shows the rate."""
+    small = architecture(ATTENTION, embed_vocab=256)
+    rules = mup(small.scale(width=128, depth=2), base=small)
+    model = rules.build(seed=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    bp.train(model, bp.tasks.text(length=16, batch=2, held_out_batches=1), steps=1, lr=1e-3, warmup=0.0, weight_decay=0.0,
+             rates=rules.rates, clip=None)
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max().item()
+        assert moved == pytest.approx(1e-3 * rules.rates[name], rel=0.01), name
 
 
 # -- what the rules are for ---------------------------------------------------------------------------------

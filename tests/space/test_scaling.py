@@ -14,8 +14,8 @@ HYBRID = (bp.Block(mixer=bp.Attention(heads=2, kv_heads=1), channel=bp.SwiGLU(ra
           bp.Block(mixer=bp.GatedDeltaNet(heads=2, head_dim=16), channel=bp.MLP(ratio=2)))
 
 
-def architecture(*body, width=64, **fields):
-    return bp.Space(embed=bp.TokenEmbedding(vocab=64), width=width, body=body or HYBRID, head=bp.LanguageHead(tied=True),
+def architecture(*body, width=64, tied=True, **fields):
+    return bp.Space(embed=bp.TokenEmbedding(vocab=64), width=width, body=body or HYBRID, head=bp.LanguageHead(tied=tied),
                     **fields).sample(0)
 
 
@@ -86,7 +86,8 @@ def test_layers_inside_macros_grow_in_proportion():
 
 
 def test_stages_widen_with_the_stream():
-    pyramid = architecture(HYBRID[0], Stage(layers=(HYBRID[0],), width=128)).scale(width=128, depth=4)
+    stages = architecture(HYBRID[0], Stage(layers=(HYBRID[0],), width=128), tied=False)
+    pyramid = stages.scale(width=128, depth=4)
     first, second, stage = pyramid.plan.layers
     assert (stage.width, len(stage.layers), stage.layers[0].mixer.heads) == (256, 2, 4)
     assert pyramid.parameters["layers.2.resample.weight"].shape == (256, 128, 1)
