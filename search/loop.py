@@ -117,6 +117,8 @@ class Loop:
         body |= {"genomes": [genome.to_json() for genome in genomes], "numbers": numbers, "new": new,
                  "hashes": [architecture.hash for architecture in architectures],
                  "labels": [self.space.labels(genome) for genome in genomes]}
+        if self.space.constraints:
+            body["repaired"] = [self.space.is_repaired(genome) for genome in genomes]
         self.journal.append("ask", body, self.ledger.stream)
         for proposal in self.ledger.ask(body):
             if proposal.new:

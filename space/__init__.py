@@ -11,8 +11,9 @@
     architecture  Architecture: a genome resolved, with graph, hash, cost and module
     graph, canonical, drawing   the typed graph, its canonical labelling, its picture
     operator, operators/        what an operator declares, and the operators
-    axes          named axes, and the one function that takes a smaller tensor from a larger
-    layout, supernet            where shared weights live, and the supernet
+    axes, taking  named axes, and the one function that takes a smaller tensor from a larger
+    layout, held, skeletons, supernet   where shared weights live, the modules they run through, and the supernet
+    permuting, importance, ordering     which axes may be permuted, what matters, and the most important first
     model         the module of a plan
     presets/      published families as spaces and as fixed architectures
     export/       the standalone model folder

@@ -36,7 +36,7 @@ Select = Literal["leading", "trailing", "centre", "spread"] | tuple[int, ...]
 class Axis:
     """A named axis of a fixed size. `a * b` is their product (row-major), `a + b` their concatenation.
 
-    Raises ValueError for an index list that has not one entry per position.
+    Raises ValueError for an index list that has not one entry per position, or names one twice.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Axis:
     select: Select = "leading"
 
     def __post_init__(self) -> None:
-        if isinstance(self.select, tuple) and len(self.select) != self.size:
-            raise ValueError(f"an index list has one entry per position at axis {self.name!r}: got {self.select} for "
-                             f"size {self.size}")
+        if isinstance(self.select, tuple) and not len(set(self.select)) == len(self.select) == self.size:
+            raise ValueError(f"an index list has one entry of its own per position at axis {self.name!r}: got {self.select} "
+                             f"for size {self.size}")
 
     @property
     def reach(self) -> int:
@@ -90,8 +90,9 @@ class Dim:
 class Init:
     """How a parameter starts. `linear` is normal with std `gain / sqrt(fan_in)`, fan_in being all dims but the first.
 
-    Kinds: linear (gain), normal (std in `gain`), zeros, ones, constant (`low`), uniform and log_uniform (`low`, `high`),
-    a_log (log of uniform, as Mamba-2's A), dt_bias (inverse softplus of log-uniform, as Mamba-2's time step).
+    Kinds: linear (gain), last (as linear, fan_in being the last dim alone: stacks of matrices), normal (std in `gain`),
+    zeros, ones, constant (`low`), uniform and log_uniform (`low`, `high`), a_log (log of uniform, as Mamba-2's A), dt_bias
+    (inverse softplus of log-uniform, as Mamba-2's time step).
     """
 
     kind: str = "linear"

@@ -35,11 +35,18 @@ class TooManyStates(NotCountable):
         self.rule = rule
 
 
+class _Open:
+    """A junction being counted."""
+
+    def __init__(self, key: Hashable, steps: list[Step]):
+        self.key, self.steps, self.ahead = key, steps, iter(steps)
+
+
 class Counter:
     """Counts and feasibility of everything in a walk, each found once."""
 
-    def __init__(self, walk: Walk, max_states: int = MAX_STATES):
-        self.walk, self.max_states = walk, max_states
+    def __init__(self, walk: Walk):
+        self.walk = walk
         self._weights: dict[int, int] = {}
         self._totals: dict[Hashable, int] = {}
         self._possible: dict[int, bool] = {}
@@ -79,16 +86,19 @@ class Counter:
 
     def total(self, junction: Junction) -> int:
         """The number of ways to decide all from a junction on."""
-        stack = [(junction.key, self._steps(junction))]
+        if junction.key in self._totals:
+            return self._totals[junction.key]
+        stack = [_Open(junction.key, self._steps(junction))]
         while stack:
-            key, steps = stack[-1]
-            missing = [ahead for step in steps if (ahead := step.junction) is not None and ahead.key not in self._totals]
-            if missing:
-                stack += [(ahead.key, self._steps(ahead)) for ahead in missing[:1]]
+            top = stack[-1]
+            missing = next((step.junction for step in top.ahead
+                            if step.junction is not None and step.junction.key not in self._totals), None)
+            if missing is not None:
+                stack.append(_Open(missing.key, self._steps(missing)))
                 continue
-            self._totals[key] = sum(self.count(step) for step in steps)
+            self._totals[top.key] = sum(self.count(step) for step in top.steps)
             stack.pop()
-            if len(self._totals) > self.max_states:
+            if len(self._totals) > MAX_STATES:
                 raise TooManyStates(self._blame(self._totals))
         return self._totals[junction.key]
 
@@ -123,7 +133,7 @@ class Counter:
                     break
                 elif ahead.key not in self._alive:                                    # type: ignore[union-attr]
                     stack.append((ahead.key, self._ahead(ahead)))                     # type: ignore[union-attr, arg-type]
-                if len(self._alive) > self.max_states:
+                if len(self._alive) > MAX_STATES:
                     raise TooManyStates(self._blame(self._alive))
         return self._alive[junction.key]
 

@@ -53,8 +53,8 @@ class Numbering:
         self.kept: list[int] | None = None
         if uncounted and self.whole > MAX_ENUMERATED:
             text, reason = uncounted[0]
-            raise NotCountable(f"constraint `{text}` cannot be counted: {reason}, and without it there are {self.whole:,} "
-                               f"genomes, more than the {MAX_ENUMERATED:,} that are looked at one by one; use estimate_size()")
+            raise NotCountable(f"constraint `{text}` cannot be counted: {reason}, and the {self.whole:,} genomes without it "
+                               f"are more than the {MAX_ENUMERATED:,} that are looked at one by one; use estimate_size()")
         if uncounted:
             self.kept = [number for number, made in enumerate(in_order(self.counter)) if not space.violated(Genome(made))]
 
@@ -114,4 +114,5 @@ def estimate_size(space: Space, samples: int, seed: int) -> SizeEstimate:
     rng = random.Random(seed)
     accepted = sum(not space.violated(Genome(unrank(counter, rng.randrange(whole)))) for _ in range(samples))
     low, high = (Fraction(share) * whole for share in proportion(accepted, samples))
-    return SizeEstimate(max(math.floor(low), min(1, accepted)), math.ceil(high), whole * accepted // samples, accepted, samples)
+    likely = whole * accepted // samples
+    return SizeEstimate(max(math.floor(low), min(1, accepted)), math.ceil(high), likely, accepted, samples)

@@ -97,11 +97,12 @@ class Operator:
         """Entries of all matrices: the multiply-adds per token of the projections."""
         return sum(p.numel for p in self.axes(width).values() if p.is_matrix)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "build" in cls.__dict__:
             cls.build = _lent(cls.build)                             # type: ignore[method-assign, assignment]
-        enlist(operators, cls)
+        if not abstract:
+            enlist(operators, cls)
 
 
 @contextmanager

@@ -187,14 +187,15 @@ def _prefixes(name: str) -> list[str]:
 
 def _supernet_subject(net: Any, architecture: Architecture | None) -> _Subject:
     architecture = architecture or net.space.architecture(net.space.largest())
-    owners = _supernet_owners(net)
-    rest = set(owners) - _representatives(net, architecture).keys()
-    weights = [Weight(address, net.tensors[address], net.held[address], *owner) for address, owner in owners.items()
-               if address not in rest]
+    used = {address: architecture.parameters[name] for name, address in architecture.weight_addresses.items()}
+    own = {address: declared for address, declared in used.items() if declared.share == "own"}
+    held = {**net.held, **own}            # tensors that exist once per size divide their entries as the architecture does
+    owners, chosen = _supernet_owners(net), _representatives(net, architecture)
+    weights = [Weight(address, net.tensors[address], held[address], *owner) for address, owner in owners.items()
+               if address in chosen]
     present = [(traits_of(site.operators), width) for site in net.space.sites() for width in site.widths]
-    partial = frozenset((address, have.name) for name, address in architecture.weight_addresses.items()
-                        for have, want in zip(_axes(net.held[address]), _axes(architecture.parameters[name]), strict=True)
-                        if have.size != want.size)
+    partial = frozenset((address, have.name) for address, declared in used.items()
+                        for have, want in zip(_axes(held[address]), _axes(declared), strict=True) if have.size != want.size)
     return _Subject(architecture, weights, present, net.subnet(architecture), net, partial)
 
 

@@ -156,10 +156,22 @@ def axis_groups(weights: Sequence[Weight], present: Iterable[tuple[Traits, int]]
             for position, placed in enumerate(block.axes):
                 if placed.axis.size > 1:
                     _add(groups, weight, number, block, position, placed)
+    sizes = _sizes(weights)
     for group in groups.values():
         group.outer = () if group.is_stream else _common(group)
         group.kept = _kept(group, coupled, everything)
+        if not group.is_stream and len(sizes[group.owner, group.name]) > 1:
+            group.kept = group.kept or "its tensors hold different numbers of entries"
     return sorted(groups.values(), key=lambda group: -len(group.outer))       # inner axes first: their rows stay in place
+
+
+def _sizes(weights: Sequence[Weight]) -> dict[tuple[str, str], set[int]]:
+    """Every size, by owner and name: tensors that exist once per size may divide their entries in other ways."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for weight in weights:
+        for axis in (axis for dim in weight.declared.dims for axis in dim.axes()):
+            found.setdefault((weight.owner, axis.name), set()).add(axis.size)
+    return found
 
 
 def _add(groups: dict[tuple[str, str, int], AxisGroup], weight: Weight, number: int, block: Block, position: int,

@@ -50,14 +50,15 @@ class Place:
     repeat's count.
 
     Marks: `sets` slots get the value decided here. `sticky` holds the option of a gene met again; `met` says that a tied
-    place was walked before. `closing` is done when all below has been walked, after which the `own` slots are forgotten.
-    `exposed` are slots that this place shares with the rest; without any it is counted by itself. `shares_count`: a
-    repeat whose count is tied. `spoken` are those of
-    constraints among them. `is_free`: no marks here or below. `is_idle`: nothing is decided either.
+    place was walked before; `shares_count`: a repeat whose count is tied. `closing` is done when all below has been walked,
+    after which the `own` slots are forgotten. `exposed` are slots that this place shares with the rest; without any it is
+    counted by itself. `spoken` are those of constraints among them. `is_free`: no marks here or below. `is_idle`: nothing
+    is decided either.
     """
 
-    __slots__ = ("candidates", "closing", "cls", "exposed", "gene", "is_free", "is_idle", "items", "kind", "met", "node", "own", "parts",
-                 "path", "sets", "shape", "shares_count", "spoken", "sticky", "tie", "values", "_branches", "_option")
+    __slots__ = ("candidates", "closing", "cls", "exposed", "gene", "is_free", "is_idle", "items", "kind", "met", "node",
+                 "own", "parts", "path", "sets", "shape", "shares_count", "spoken", "sticky", "tie", "values", "_branches",
+                 "_option")
 
     def __init__(self, kind: str, path: str, node: Node | None = None, gene: Gene | None = None, tie: int | None = None):
         self.kind, self.path, self.node, self.gene, self.tie = kind, path, node, gene, tie

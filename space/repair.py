@@ -9,10 +9,10 @@ repaired genomes; it does not make them uniform.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .genome import Genome
+from .genome import Decision, Genome
 from .variation import MUTATIONS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ Distance = Callable[[Genome], float]
 STARTS = 8
 PATIENCE = 60                # moves without getting nearer
 INSIDE = 8                   # moves made after the constraints hold
+MAX_OPTIONS = 64             # of one decision, when every single one is tried
 
 
 def repaired(space: Space, start: Genome, distance: Distance, rng: random.Random,
@@ -71,10 +72,14 @@ def _moved(space: Space, genome: Genome, rng: random.Random) -> Genome:
     return genome if known is None else space.canonical(space._fill(known, rng))
 
 
+def _some(options: Sequence[Decision], rng: random.Random) -> Sequence[Decision]:
+    return options if len(options) <= MAX_OPTIONS else rng.sample(options, MAX_OPTIONS)
+
+
 def _around(space: Space, genome: Genome, rng: random.Random) -> Iterator[Genome]:
-    """Every genome that differs in one decision, in random order."""
+    """Every genome that differs in one decision, in random order; of a decision with very many options, some."""
     changes = [(gene.path, option) for gene in space.genes if gene.path in genome
-               for option in gene.options or (gene.low, gene.high) if option != genome[gene.path]]
+               for option in _some(gene.options or (gene.low, gene.high), rng) if option != genome[gene.path]]
     rng.shuffle(changes)
     for path, option in changes:
         yield space.canonical(space._fill({**genome, path: option}, rng))

@@ -14,6 +14,7 @@ import numpy as np
 from .checking import check_space
 from .choices import Choice
 from .compiling import DROPPED, Compiler
+from .constraints.rules import listed
 from .constraints.ruling import Ruling
 from .constraints.stored import rules_from, to_stored
 from .crossing import crossover
@@ -64,7 +65,7 @@ class Space:
 
         self.definition = {"embed": embed, "width": width, "body": body, "recursion": recursion or Once(),
                            "head": _for_embedding(head, embed), "norm": norm or RMSNorm()}
-        self.constraints = tuple(constraints)
+        self.constraints = listed(constraints)
         self._compile()
         check_space(self)
 

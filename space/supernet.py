@@ -100,7 +100,7 @@ class Supernet(nn.Module):
     def _write(self, architecture: Architecture, source: Mapping[str, Tensor]) -> None:
         for name, address in architecture.weight_addresses.items():
             index = flat_indices(self.held[address], architecture.parameters[name])
-            self.tensors[address].view(-1)[index] = source[name].flatten()
+            self.tensors[address].view(-1)[index.to(self._device())] = source[name].flatten().to(self._device())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights as safetensors, keyed by address; appears by rename, never half-written."""

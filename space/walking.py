@@ -266,14 +266,14 @@ class _Finish:
         counts = {place.gene.path for place in everywhere if place.shares_count and place.gene is not None}
         heard = {below.gene.path for place in everywhere if place.tie is not None for below in place.walk()
                  if below.spoken and below.gene is not None and below.gene.options is not None}
-        uses: dict[Hashable, list[Place]] = {}
+        uses: dict[tuple[str, Hashable], list[Place]] = {}
         for place in everywhere:
             path = place.gene.path if place.gene is not None else None
             if path in counts or path in heard:
                 uses.setdefault(("sticky", path), []).append(place)
             if place.tie is not None and not (path in counts and place.kind != "repeat"):
                 uses.setdefault(("met", place.tie), []).append(place)
-        for (kind, _), places in uses.items():                                        # type: ignore[misc]
+        for (kind, _), places in uses.items():
             if len(places) > 1:
                 slot, self.walk.num_slots = self.walk.num_slots, self.walk.num_slots + 1
                 self.binder.lowest(places).own.append(slot)

@@ -168,7 +168,7 @@ def _check_steps(member: Member, shared: Shared, packed: bool, optimizer: Optimi
     theirs = optimizer({name: member.copies.get_parameter(name) for name in names}, lr)
     for _ in range(steps):
         member.output(shared, packed).square().mean().backward()                      # type: ignore[no-untyped-call]
-        run(member.copies, member.inputs).square().mean().backward()
+        run(member.copies, member.inputs).square().mean().backward()                  # type: ignore[no-untyped-call]
         ours(touched)
         theirs(whole)
     for address, tensor in shared.tensors.items():

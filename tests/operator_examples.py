@@ -26,7 +26,7 @@ from bodyplan.space.operators.reduced_attention import ReducedAttention
 from bodyplan.space.operators.window_attention import WindowAttention
 from bodyplan.space.operators.zero import Zero
 
-__all__ = ["EXAMPLES", "UNVARIED", "Doubled"]
+__all__ = ["EXAMPLES", "UNVARIED", "UNVARIED_OPTIONS", "Doubled"]
 
 
 class Doubled(torch.nn.Module):
@@ -46,9 +46,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.Attention(heads=4, kv_heads=2, qk_norm=True), 32), (bp.Attention(heads=4, kv_heads=2, window=5), 32),
         (bp.Attention(heads=4, kv_heads=2, rotary=False, qk_norm=True), 32),
         (bp.Attention(heads=2, bidirectional=True, window=4), 32), (bp.Attention(heads=2, value_residual=True), 24),
-        (bp.Attention(heads=2, head_dim=4, window=1), 16), (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24)],
+        (bp.Attention(heads=2, head_dim=4, window=1, rope_base=100.0), 16),
+        (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24)],
     "AveragePool": [(AveragePool(size=5), 16), (AveragePool(size=3), 8)],
-    "BatchNorm": [(BatchNorm(), 32), (BatchNorm(momentum=0.3), 16)],
+    "BatchNorm": [(BatchNorm(), 32), (BatchNorm(momentum=0.3, eps=1e-3), 16)],
     "ConformerConv": [
         (ConformerConv(kernel=7), 32), (ConformerConv(kernel=5, norm="layer"), 16),
         (ConformerConv(kernel=4, norm="layer", bidirectional=False), 24)],
@@ -77,7 +78,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                    (LowRankMLP(ratio=2, rank=8, activation="squared_relu"), 24)],
     "MoE": [(MoE(experts=6, top_k=2, ratio=2), 32), (MoE(experts=3, top_k=1, ratio=1), 16),
             (MoE(experts=4, top_k=3, ratio=1), 24)],
-    "LayerNorm": [(LayerNorm(), 32), (LayerNorm(bias=False), 16)],
+    "LayerNorm": [(LayerNorm(), 32), (LayerNorm(bias=False, eps=1e-3), 16)],
     "MobileConv": [(MobileConv(kernel=5, expand=3), 16), (MobileConv(kernel=3, expand=1), 8)],
     "NoNorm": [(NoNorm(), 32)],
     "Pooling": [(Pooling(size=5), 16), (Pooling(size=3), 8)],
@@ -89,13 +90,15 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1), 16)],
     "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
     "Identity": [(bp.Identity(), 32)],
-    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(), 16)],
+    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16)],
     "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
     "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
-                       (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16)],
-    "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16)],
+                       (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16),
+                       (bp.PatchEmbedding(patch=8, channels=1, image=8, position=False), 16)],
+    "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16),
+                     (bp.LanguageHead(tied=True), 16)],
     "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16)],
-    "Custom": [(bp.Custom(Doubled), 32), (bp.Custom(Doubled), 16)],
+    "Custom": [(bp.Custom(Doubled), 32), (bp.Custom(Doubled, causal=False), 16)],
 }
 
 # Axes that have one size in every network: operator, axis -> why.
@@ -103,4 +106,10 @@ UNVARIED: dict[str, dict[str, str]] = {
     "Attention": {"half": "a rotary pair is two numbers", "terms": "own values, and those of the first layer"},
     "Hyena": {"time": "one positional feature is the distance itself"},
     "Custom": {"copies1": "Doubled packs two copies", "copies0": "Doubled packs two copies"},
+}
+
+# Options that no example varies: operator, option -> why.
+UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
+    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies"},
+    "Custom": {"factory": "one module stands for all", "name": "only tells networks apart"},
 }

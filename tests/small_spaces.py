@@ -165,7 +165,7 @@ def number(item) -> float:
 
 def random_rules(rng, definition, how_many) -> list[tuple[Any, Meaning]]:
     """Declared constraints that fit the definition."""
-    makers = [_width, _count, _count, _total, _monotone, _within, _within_width, _within_late, _compared, _either]
+    makers = [_around, _width, _count, _count, _total, _monotone, _within, _within_width, _within_late, _compared, _either]
     present = [cls for cls in (A, B) if _holds(definition, cls)]
     if not present:
         return []
@@ -219,6 +219,15 @@ def _monotone(rng, cls, definition):
     return monotone("x", direction, of=cls, strict=strict), holds
 
 
+def _around(rng, cls, definition):
+    limit = rng.choice([3, 5, 8])
+    if rng.random() < 0.5:
+        return (count(cls, lambda p: p.x < p.width) <= limit // 3,
+                lambda v: sum(number(p.x) < v["width"] for p in parts(v, cls)) <= limit // 3)
+    return (total(lambda p: p.x * p.width, of=cls) <= limit,
+            lambda v: sum(number(p.x) * v["width"] for p in parts(v, cls)) <= limit)
+
+
 def _within(rng, cls, definition):
     if cls is not A:
         return None
@@ -228,7 +237,8 @@ def _within(rng, cls, definition):
 
 
 def _within_width(rng, cls, definition):
-    return (within(cls, lambda p: p.x <= value("width") + 1), lambda v: all(number(p.x) <= v["width"] + 1 for p in parts(v, cls)))
+    return (within(cls, lambda p: p.x <= value("width") + 1),
+            lambda v: all(number(p.x) <= v["width"] + 1 for p in parts(v, cls)))
 
 
 def _within_late(rng, cls, definition):

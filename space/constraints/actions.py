@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..places import ABSENT, Slots
-from .expressions import Absent, Expression, leaves
+from .expressions import Absent, Constant, Expression, leaves
 
-__all__ = ["Add", "Check", "CheckPart", "CheckPending", "Follow", "Formula", "Saturation", "key_of"]
+__all__ = ["Add", "Check", "CheckPart", "CheckPending", "Follow", "Formula", "Saturation", "key_of", "number_of"]
 
 MAX_REMEMBERED = 50_000
 
@@ -31,7 +31,12 @@ class Formula:
         self.expression, self.text = expression, text
         self.leaves = {key_of(leaf): leaf for leaf in leaves(expression)}
         self.keys = list(self.leaves)
+        self.is_leaf = not isinstance(expression, Constant) and not expression._children()
         self._known: dict[tuple[Any, ...], Any] = {}
+
+    def of(self, state: Slots, slots: Sequence[int]) -> Any:
+        """The value by the slots that hold what is read."""
+        return state[slots[0]] if self.is_leaf else self(tuple([state[slot] for slot in slots]))
 
     def __call__(self, values: tuple[Any, ...]) -> Any:
         """The value, ABSENT when one that is read is. Raises ValueError where it cannot be computed."""
@@ -152,13 +157,13 @@ class Add:
         return (self.total, *self.where_slots, *self.amount_slots)
 
     def __call__(self, state: Slots, broken: set[int] | None) -> bool:
-        if self.where is not None and self.where(tuple([state[slot] for slot in self.where_slots])) is not True:
+        if self.where is not None and self.where.of(state, self.where_slots) is not True:
             return True
-        amount = 1 if self.amount is None else self.amount(tuple([state[slot] for slot in self.amount_slots]))
+        amount = 1 if self.amount is None else self.amount.of(state, self.amount_slots)
         if amount is ABSENT:
             return True
         before = state[self.total]
-        total: float | None = (0 if before is ABSENT else before) + _number(amount, self.amount)
+        total: float | None = (0 if before is ABSENT else before) + number_of(amount, self.amount)
         if self.saturation is not None:
             total = self.saturation.settle(total, broken)                             # type: ignore[arg-type]
         state[self.total] = total
@@ -181,10 +186,10 @@ class Follow:
         return (self.last, *self.amount_slots)
 
     def __call__(self, state: Slots, broken: set[int] | None) -> bool:
-        found = self.amount(tuple([state[slot] for slot in self.amount_slots]))
+        found = self.amount.of(state, self.amount_slots)
         if found is ABSENT:
             return True
-        new, last = _number(found, self.amount), state[self.last]
+        new, last = number_of(found, self.amount), state[self.last]
         state[self.last] = new
         held = last is ABSENT or (last > new if self.decreasing else last < new) or (last == new and not self.strict)
         return _settle(self, broken, held)
@@ -194,7 +199,7 @@ def _read(state: Slots, slots: Sequence[int], sums: frozenset[int]) -> tuple[Any
     return tuple([0 if state[slot] is ABSENT and slot in sums else state[slot] for slot in slots])
 
 
-def _number(amount: Any, formula: Formula | None) -> float:
+def number_of(amount: Any, formula: Formula | None) -> float:
     """A number to add or compare; None is no limit. Raises ValueError for what is no number."""
     if amount is None:
         return math.inf

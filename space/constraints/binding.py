@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable
-from typing import Any
 
 from ..places import Place
-from .actions import Add, Check, CheckPart, CheckPending, Follow, Formula, Saturation, key_of
-from .expressions import ORDER, Comparison, Condition, Constant, Expression, leaves, text_of
+from .actions import Add, Check, CheckPart, CheckPending, Follow, Formula, Saturation, key_of, number_of
+from .expressions import Comparison, Condition, Constant, Expression, leaves, text_of
 from .leaves import Count, Field, Total, Value
 from .paths import field_of, has_field, parts_named, unknown_field, value_at
 from .rules import Monotone, Rule, Within
@@ -30,11 +29,14 @@ class Binder:
     def __init__(self, root: Place, rules: Iterable[Rule]):
         self.root = root
         self.parent: dict[int, Place] = {id(child): place for place in root.walk() for child in place.inner}
+        self.order = {id(place): number for number, place in enumerate(root.walk())}
+        self.resizing = [place for place in root.walk() if place.path and _gives_width(place)]
         self.slots: dict[Hashable, int] = {}
         self.users: dict[int, set[int]] = {}                 # slot -> numbers of the rules that read it
         self.scopes: dict[int, Place] = {}                   # rule -> where it is decided at the latest
         self.continuous: dict[int, str] = {}
         self._sites: dict[int, list[Place]] = {}             # of values and sums
+        self._behind: dict[int, set[int]] = {}               # of sums: the values that they read
         self._local: set[int] = set()                        # slots of the fields of a part
         self._sums: frozenset[int] = frozenset()
         self._parts_of: dict[Hashable, set[int]] = {}        # who reads fields -> the parts whose fields are read
@@ -84,10 +86,12 @@ class Binder:
         parts = parts_named(self.root, rule.of, text)
         self._check_fields(parts, formula, text)
         last = self._slot(("last", number), number)
+        read: set[int] = set()
         for part in parts:
             slots = self._fields(number, part, formula, ("monotone", number), text)
             part.closing.append(Follow(number, last, formula, slots, rule.direction == "decreasing", rule.strict))
-        self._scope(number, parts, ())
+            read.update(slots)
+        self._scope(number, parts, read)
 
     # -- what they read --------------------------------------------------------------------------------------------
 
@@ -106,6 +110,8 @@ class Binder:
         self._sums |= {slot}
         if is_new:
             self._add(number, slot, leaf, parts, saturation, text_of(rule))
+        for read in self._behind[slot]:
+            self.users[read].add(number)
         return slot
 
     def _value(self, number: int, path: str, places: list[Place]) -> int:
@@ -123,23 +129,32 @@ class Binder:
         amount = Formula(leaf.amount, text) if isinstance(leaf, Total) else None
         for formula in (where, amount):
             self._check_fields(parts, formula, text)
+        behind: set[int] = set()
         for part in parts:
             read = [self._fields(number, part, formula, ("sum", slot), text) for formula in (where, amount)]
             part.closing.append(Add(slot, where, read[0], amount, read[1], saturation))
-        self._sites[slot] = [self._always(self.lowest(parts))]
+            behind |= {*read[0], *read[1]} - self._local
+        self._behind[slot] = behind
+        sites = [site for value in behind for site in self._sites[value]]
+        self._sites[slot] = [self._always(self.lowest([*parts, *sites]))]
 
     def _fields(self, number: int, part: Place, formula: Formula | None, owner: Hashable, text: str) -> tuple[int, ...]:
-        """The slots of the fields that a formula reads of one part."""
+        """The slots of the fields that a formula reads of one part, which must be known when the part is."""
         found = formula.leaves.values() if formula is not None else ()
-        return tuple(self._field(number, part, leaf, owner, text) for leaf in found)     # type: ignore[arg-type]
+        slots = tuple(self._field(number, part, leaf, owner, text) for leaf in found)    # type: ignore[arg-type]
+        for slot in set(slots) - self._local:
+            if any(self.order[id(site)] > self.order[id(part)] for site in self._sites[slot]):
+                raise ValueError(f"a sum adds what is known where a part ends: the width around {part.path} is decided after "
+                                 f"it in `{text}`; use within(...), which waits for it")
+        return slots
 
     def _field(self, number: int, part: Place, leaf: Field, owner: Hashable, text: str) -> int:
         """The slot of a field of a part. Parts inside each other have slots of their own."""
         names = leaf._names
         places = field_of(part, names, text)
         if not places and names == ("width",):
-            around = self._around(part)
-            return self._value(number, around.path, field_of(self.parent.get(id(around), self.root), names, text))
+            stage = self._stage_of(part, text)
+            return self._value(number, stage.parts["width"].path, field_of(stage, names, text))
         mine = self._parts_of.setdefault(owner, set())
         mine.add(id(part))
         depth = sum(1 for above in self._above(part) if id(above) in mine)
@@ -152,13 +167,13 @@ class Binder:
         self._note(number, places)
         return slot
 
-    def _around(self, part: Place) -> Place:
-        """The `width` field nearest around a part: of a stage, or of the space."""
-        for above in (*self._above(part), self.root):
-            found = above.parts.get("width")
-            if found is not None and not (found.kind == "plain" and found.values[0] is None):
-                return found
-        raise AssertionError("a space has a width")
+    def _stage_of(self, part: Place, text: str) -> Place:
+        """What decides the width of the stream around a part: a stage that says it always, or the space."""
+        stage = next((above for above in self._above(part) if "width" in above.parts and above.path), self.root)
+        if stage is self.root and not self.resizing or stage is not self.root and _gives_width(stage, always=True):
+            return stage
+        raise ValueError(f"the width around a part is one decision only where no stage before it may change it: `.width` at "
+                         f"{part.path} in `{text}` is not; give every stage a width, or write value('body.0.width')")
 
     # -- where it is known -----------------------------------------------------------------------------------------
 
@@ -203,21 +218,48 @@ class Binder:
             if isinstance(leaf, Field) and leaf._names != ("width",) and not any(
                     part.cls is not None and has_field(part.cls, leaf._names) for part in parts):
                 raise ValueError(unknown_field(parts, leaf._names, text))
+        if formula is not None:
+            self._try(parts, formula)
 
     def _only_grows(self, leaf: Total, parts: list[Place], text: str) -> bool:
-        """Whether no part can add less than 0."""
+        """Whether no part can add less than 0, which is known where its fields have few values."""
         formula = Formula(leaf.amount, text)
         for part in parts:
-            domains = []
-            for field in formula.leaves.values():
-                places = field_of(part, field._names, text)                              # type: ignore[attr-defined]
-                if any(place.gene is not None and place.gene.options is None for place in places):
-                    return False
-                domains.append({value for place in places for value in place.values})
-            found = list(itertools.islice(itertools.product(*domains), MAX_COMBINATIONS + 1))
-            if len(found) > MAX_COMBINATIONS or any(amount is not None and amount < 0 for amount in map(formula, found)):
+            found = self._readings(part, formula)
+            if found is None or any(number_of(formula(values), formula) < 0 for values in found):
                 return False
         return True
+
+    def _readings(self, part: Place, formula: Formula) -> list[tuple[object, ...]] | None:
+        """Every combination of values that a formula may read of one part; None where there are too many to try."""
+        domains = []
+        for leaf in formula.leaves.values():
+            places = field_of(part, leaf._names, formula.text) if isinstance(leaf, Field) else []
+            if not places and isinstance(leaf, Field) and leaf._names != ("width",):
+                return []
+            if not places or any(place.gene is not None and place.gene.options is None for place in places):
+                return None
+            domains.append(list(dict.fromkeys(value for place in places for value in place.values)))
+        found = list(itertools.islice(itertools.product(*domains), MAX_COMBINATIONS + 1))
+        return found if len(found) <= MAX_COMBINATIONS else None
+
+    def _try(self, parts: list[Place], formula: Formula) -> None:
+        """Compute a formula for all that its parts may hold, so that one that cannot be computed is refused at once."""
+        for found in {tuple(self._readings(part, formula) or ()) for part in parts}:
+            for values in found:
+                formula(values)
+
+
+def _gives_width(place: Place, always: bool = False) -> bool:
+    """Whether a part may set a width of its own for what is inside and after it; whether it always does."""
+    found = list(_options_of(place.parts["width"])) if "width" in place.parts else []
+    return bool(found) and (all if always else any)(value is not None for value in found)
+
+
+def _options_of(place: Place) -> Iterable[object]:
+    if place.kind == "choice":
+        return [value for candidate in place.candidates for value in _options_of(candidate)]
+    return place.values or (0,)
 
 
 def _saturation(number: int, leaf: Expression, rule: Rule) -> Saturation | None:

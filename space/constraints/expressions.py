@@ -127,7 +127,8 @@ class Constant(Expression):
         return self.held
 
     def _text(self) -> str:
-        return f"{self.held:,.12g}" if isinstance(self.held, (int, float)) and not isinstance(self.held, bool) else repr(self.held)
+        is_number = isinstance(self.held, (int, float)) and not isinstance(self.held, bool)
+        return f"{self.held:,.12g}" if is_number else repr(self.held)
 
     def _json(self) -> Any:
         return self.held
@@ -200,7 +201,7 @@ class Logic(Condition):
 
     def _value(self, read: Read) -> bool:
         values = [part._value(read) for part in self.parts]          # all of them: one that is absent makes this absent
-        return {"and": all, "or": any, "not": lambda v: not v[0]}[self.op](values)
+        return all(values) if self.op == "and" else any(values) if self.op == "or" else not values[0]
 
     def _children(self) -> tuple[Expression, ...]:
         return self.parts

@@ -32,7 +32,7 @@ def tokens_of(path: str, text: str) -> list[Token]:
 
 
 def value_at(root: Place, path: str, text: str) -> list[Place]:
-    """The places of which one holds the value at `path`. Raises ValueError when there is none, or when it is no plain value."""
+    """The places of which one holds the value at `path`. Raises ValueError where there is none, or no plain value."""
     tokens = tokens_of(path, text)
     found = list(_match(root, tokens))
     if not found:

@@ -12,7 +12,8 @@ from typing import Any
 from .expressions import Condition, Expression, leaves
 from .leaves import Cost, Count, Field, Measure, Total, Value
 
-__all__ = ["Bounded", "Monotone", "Predicate", "Rule", "Within", "as_rule", "is_of_cost", "is_of_decisions"]
+__all__ = ["Bounded", "Monotone", "Predicate", "Rule", "Within", "as_rule", "is_of_cost", "is_of_decisions",
+           "listed"]
 
 DIRECTIONS = ("decreasing", "increasing")
 
@@ -107,13 +108,20 @@ def as_rule(item: Any) -> Rule:
                     f"a Plan: got {item!r}")
 
 
+def listed(constraints: Any) -> tuple[Any, ...]:
+    """The constraints of a space as they were given. Raises TypeError for a single one."""
+    if isinstance(constraints, (Expression, Within, Monotone)) or not hasattr(constraints, "__iter__"):
+        raise TypeError(f"constraints is a list of them: got {constraints!r}; write constraints=[...]")
+    return tuple(constraints)
+
+
 def _bounded(objective: Any) -> Bounded:
     if objective.bound is None:
         raise ValueError(f"an objective is a constraint when it has a bound: got {objective.name!r} without one; "
                          f"write objective <= limit")
     if objective.needs != "architecture":
-        raise ValueError(f"a constraint judges an architecture before anything is trained: {objective.name!r} needs a "
-                         "model; give it to Sweep(objectives=...) with its bound")
+        raise ValueError(f"a constraint judges an architecture before a model is made: {objective.name!r} needs a model; "
+                         "give it to Sweep(objectives=...) with its bound, or predict it: measure(predictor) <= limit")
     return Bounded(objective)
 
 

@@ -12,7 +12,7 @@ from ..spec import Node
 from ..walking import Step, Walk
 from .binding import Binder
 from .costs import excess, nearest_of
-from .expressions import leaves, text_of
+from .expressions import Condition, leaves, text_of
 from .leaves import Measure
 from .rules import Bounded, Predicate, Rule, as_rule, is_of_cost, is_of_decisions
 
@@ -143,8 +143,8 @@ class Ruling:
     @property
     def measures(self) -> bool:
         """Whether some rule measures architectures, which takes longer than to count their costs."""
-        return any(isinstance(rule, Bounded) or any(isinstance(leaf, Measure) for leaf in leaves(rule))
-                   for rule in self.costs)                                            # type: ignore[arg-type]
+        return any(isinstance(rule, Bounded) or isinstance(rule, Condition)
+                   and any(isinstance(leaf, Measure) for leaf in leaves(rule)) for rule in self.costs)
 
     def excess(self, architecture: Architecture) -> float:
         """By how much an architecture breaks the rules over costs and a user's own in all; 0 when all hold."""

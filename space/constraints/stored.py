@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .expressions import ARITHMETIC, EQUALITY, ORDER, Arithmetic, Comparison, Condition, Expression, Logic, as_expression
+from .expressions import (
+    ARITHMETIC,
+    EQUALITY,
+    ORDER,
+    Arithmetic,
+    Comparison,
+    Condition,
+    Expression,
+    Logic,
+    as_expression,
+)
 from .leaves import Count, Field, Total, Value
 from .rules import Monotone, Rule, Within, as_rule
 from .words import cost

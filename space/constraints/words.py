@@ -43,7 +43,7 @@ def within(of: Any, rule: Selection) -> Within:
     """A condition that every part of a class, or at a path, keeps by itself.
 
     `rule` gets a stand-in for the part and returns a condition over its fields, which may read `value(...)` and counts
-    too. `.width` is the part's own field of that name, else the width of the stream around it.
+    too. `.width` is the part's own field of that name, else that of the stage around it or of the space.
 
     Example:
         >>> within("Attention", lambda a: a.heads * a.head_dim <= 2 * a.width)
@@ -108,7 +108,8 @@ def cost(metric: str, length: int | tuple[int, int] | None = None) -> Cost:
     """
     if metric not in METRICS:
         near = difflib.get_close_matches(str(metric), METRICS, n=1)
-        raise ValueError(f"cost is one of {', '.join(METRICS)}: got {metric!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"cost is one of {', '.join(METRICS)}: got {metric!r}{hint}")
     sizes = length if isinstance(length, tuple) else (length,) if length is not None else ()
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(f"cost(length=) is a number of tokens, or (height, width): got {length!r}")
@@ -117,6 +118,8 @@ def cost(metric: str, length: int | tuple[int, int] | None = None) -> Cost:
 
 def measure(function: Callable[[Any], float], name: str | None = None) -> Measure:
     """What `function(architecture)` returns, a number: a latency predictor, a price.
+
+    The function must return the same for the same architecture, or a sweep cannot be replayed.
 
     Example:
         >>> measure(lambda architecture: 4.0, name="predicted latency") <= 10

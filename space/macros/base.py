@@ -39,7 +39,7 @@ class Part(NamedTuple):
     length: Length
 
 
-class Macro(Operator):
+class Macro(Operator, abstract=True):
     """Base of macros. Subclasses are frozen dataclasses and say which fields hold parts.
 
     streams: those of `holds` whose parts are items of a stream (blocks, macros); the others hold operators. spatial: a
@@ -56,8 +56,9 @@ class Macro(Operator):
     spatial: ClassVar[bool] = True
     recursion: Any = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        enlist(macros, cls)
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        if not abstract:
+            enlist(macros, cls)
 
     def axes(self, width: int) -> dict[str, Any]:
         """The macro's own parameters by their names in its module."""

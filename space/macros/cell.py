@@ -27,19 +27,20 @@ Edge = tuple[int, int, int]               # (index of the operator, from node, t
 class CellGraph(nn.Module):
     """Node j is the sum over its incoming edges of the operator there applied to node i; the last node is the output.
 
-    edges: (name of the operator in `ops`, or "" for a plain copy; from; to; whether the operator takes grids).
+    edges: (name of the operator in `ops`, or "" for a plain copy; from; to). spatial: whether the operator of each takes
+    grids.
     """
 
     shares = True
 
-    def __init__(self, ops: dict[str, nn.Module], edges: list[tuple[str, int, int, bool]], output: int):
+    def __init__(self, ops: dict[str, nn.Module], edges: list[tuple[str, int, int]], spatial: list[bool], output: int):
         super().__init__()
         self.edges = nn.ModuleDict(ops)
-        self.wires, self.output = edges, output
+        self.wires, self.spatial, self.output = edges, spatial, output
 
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         nodes: dict[int, Tensor] = {0: x_BTD}
-        for name, source, target, spatial in self.wires:
+        for (name, source, target), spatial in zip(self.wires, self.spatial, strict=True):
             y_BTD = nodes[source] if source in nodes else torch.zeros_like(x_BTD)
             if name:
                 y_BTD = as_sequence(self.edges[name], y_BTD, spatial, shared)
@@ -54,7 +55,7 @@ class CellGraph(nn.Module):
         """The next tokens, every operator with its own state."""
         nodes: dict[int, Tensor] = {0: x_BTD}
         after: dict[str, Any] = {}
-        for name, source, target, spatial in self.wires:
+        for (name, source, target), spatial in zip(self.wires, self.spatial, strict=True):
             y_BTD = nodes[source] if source in nodes else torch.zeros_like(x_BTD)
             if name:
                 before = None if state is None else state[name]
@@ -124,8 +125,8 @@ class Cell(Macro):
     def build(self, width: int) -> nn.Module:
         live = [(edge, self._op(edge)) for edge in self.live()]
         ops = {str(edge[0]): op.build(width) for edge, op in live if op.kind != "identity"}
-        wires = [(str(n) if str(n) in ops else "", i, j, op.spatial) for (n, i, j), op in live]
-        return CellGraph(ops, wires, self.num_nodes - 1)
+        wires = [(str(n) if str(n) in ops else "", i, j) for (n, i, j), _ in live]
+        return CellGraph(ops, wires, [op.spatial for _, op in live], self.num_nodes - 1)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         into: dict[int, list[int]] = {}

@@ -52,8 +52,8 @@ class GroupedConvolution(nn.Module):
 
     def newest(self, seen_BKC: Tensor) -> Tensor:
         """The output of the newest of K tokens: a product per group, without a convolution's set-up."""
-        window_BGE = seen_BKC.unflatten(2, (self.groups, -1)).permute(0, 2, 3, 1).flatten(2)
-        taps_GOE = self.taps.flatten(1).unflatten(0, (self.groups, -1))
+        window_BGE = seen_BKC.view(*seen_BKC.shape[:2], self.groups, -1).permute(0, 2, 3, 1).flatten(2)
+        taps_GOE = self.taps.reshape(self.groups, -1, self.taps.shape[1] * self.taps.shape[2])
         return torch.matmul(window_BGE.transpose(0, 1), taps_GOE.mT).transpose(0, 1).flatten(1)[:, None]
 
 
@@ -102,4 +102,4 @@ class GroupedConv(Operator):
         return float(self.matrix_numel(width) + self.groups * self._channels(width) ** 2 * self.kernel)
 
     def state_numel(self, width: int, length: int) -> int:
-        return (self.kernel - 1) * self.groups * self._channels(width)
+        return int((self.kernel - 1) * self.groups * self._channels(width))

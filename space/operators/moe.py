@@ -40,7 +40,7 @@ class SparseExperts(nn.Module):
         weight_NK, expert_NK = self.route(x_ND)
         order_R = expert_NK.flatten().argsort(stable=True)
         counts_E = torch.bincount(expert_NK.flatten(), minlength=self.router.weight.shape[0]).tolist()
-        rows = x_ND[order_R // self.top_k].split(counts_E)
+        rows = torch.split(x_ND[order_R // self.top_k], counts_E)
         y_RD = torch.cat([self.expert(rows_MD, *weights) for rows_MD, *weights in zip(
             rows, self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True) if len(rows_MD)])
         y_NKD = y_RD[order_R.argsort()].view(*weight_NK.shape, -1)

@@ -241,9 +241,10 @@ def test_a_take_of_more_than_is_stored_is_refused(want, text):
         take(torch.zeros(4), param(axis("heads", 4)), param(want))
 
 
-def test_an_index_list_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="one entry per position at axis 'a'"):
-        axis("a", 3, (0, 1))
+@pytest.mark.parametrize("entries", [(0, 1), (0, 1, 1)])
+def test_an_index_list_of_another_length_or_with_an_entry_twice_is_refused(entries):
+    with pytest.raises(ValueError, match="one entry of its own per position at axis 'a'"):
+        axis("a", 3, entries)
 
 
 def test_largest_may_exceed_every_member_and_counts_index_lists_to_their_last_entry():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import bodyplan as bp
 import bodyplan.space.operators
@@ -25,7 +25,7 @@ from bodyplan.testing import (
     check_training,
     check_zero,
 )
-from operator_examples import EXAMPLES, UNVARIED
+from operator_examples import EXAMPLES, UNVARIED, UNVARIED_OPTIONS
 
 torch.set_num_threads(1)
 
@@ -61,6 +61,14 @@ def test_the_examples_vary_every_axis_of_an_operator(name):
     alike = {axis for axis, found in sizes.items() if len(found) == 1} - set(UNVARIED.get(name, ()))
     assert not alike, (f"the examples of {name} in tests/operator_examples.py give {', '.join(sorted(alike))} one size; "
                        "add an example with another, or say in UNVARIED why there is none")
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_examples_vary_every_option_of_an_operator(name):
+    values = {f.name: {repr(getattr(config, f.name)) for config, _ in EXAMPLES[name]} for f in fields(EXAMPLES[name][0][0])}
+    alike = {option for option, found in values.items() if len(found) == 1} - set(UNVARIED_OPTIONS.get(name, ()))
+    assert not alike, (f"the examples of {name} in tests/operator_examples.py give {', '.join(sorted(alike))} one value; "
+                       "add an example with another, or say in UNVARIED_OPTIONS why there is none")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

@@ -6,11 +6,8 @@ import bodyplan as bp
 import pytest
 import torch
 from bodyplan.evaluators.optim import MaskedAdamW
-from bodyplan.space.operators.grouped_conv import GroupedConv
-from bodyplan.space.operators.low_rank import LowRankMLP
-from bodyplan.space.operators.moe import MoE
 from bodyplan.space.supernet import touch_masks
-from example_spaces import SPACES, make
+from example_spaces import SPACES, macro_space, make, sparse_space
 from torch.func import functional_call
 
 torch.set_num_threads(1)
@@ -26,15 +23,7 @@ def lora_space():
                     head=bp.LanguageHead(tied=True))
 
 
-def sparse_space():
-    experts = MoE(experts=bp.choice(2, 4), top_k=bp.choice(1, 2), ratio=1)
-    channel = bp.choice(experts, LowRankMLP(ratio=2, rank=bp.choice(3, 5)))
-    mixer = bp.choice(GroupedConv(kernel=bp.choice(2, 4), groups=bp.choice(2, 4)),
-                      bp.Mamba2(state=bp.choice(4, 8), head_dim=8, groups=bp.choice(1, 2)))
-    return make(width=bp.choice(16, 32), body=bp.repeat(bp.Block(mixer=mixer, channel=channel), times=bp.integer(1, 2)))
-
-
-ALL = {**SPACES, "lora": lora_space(), "sparse": sparse_space()}
+ALL = {**SPACES, "lora": lora_space(), "sparse": sparse_space(), "macros": macro_space()}
 
 
 def packed(net, architecture):
@@ -103,7 +92,7 @@ def adam(parameters, masks):
     MaskedAdamW(parameters).step(0.01, masks)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse", "macros"])
 @pytest.mark.parametrize("step", [descend, adam])
 def test_a_step_on_packed_weights_is_the_step_of_the_extracted_module_bit_for_bit(name, step):
     space = ALL[name]
@@ -120,7 +109,7 @@ def test_a_step_on_packed_weights_is_the_step_of_the_extracted_module_bit_for_bi
             assert torch.equal(own[key], again), key
 
 
-@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse", "macros"])
 def test_after_a_step_of_a_subnet_the_extracted_module_follows(name):
     net, architecture = bp.Supernet(ALL[name], seed=1), ALL[name].sample(2)
     model = net.extract(architecture)
@@ -132,7 +121,7 @@ def test_after_a_step_of_a_subnet_the_extracted_module_follows(name):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse", "macros"])
 def test_masks_are_the_union_of_what_subnets_touch(name):
     space = ALL[name]
     net = bp.Supernet(space)
@@ -149,7 +138,7 @@ def test_masks_are_the_union_of_what_subnets_touch(name):
                 assert bool(wanted[address].all()) if mask is None else torch.equal(mask.flatten(), wanted[address])
 
 
-@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["hybrid", "lora", "sparse", "macros"])
 def test_a_subnets_module_has_the_names_of_the_standalone_one_and_keeps_nothing_else(name):
     space = ALL[name]
     net = bp.Supernet(space)
