@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .graph import architecture_hash, operator_label
 from .macros.base import Macro, as_items
-from .plan import Block
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Block, Plan
 
 __all__ = ["diff_text", "draw_svg", "draw_text"]
 
@@ -51,7 +50,7 @@ def draw_text(plan: Plan, parameters: Counts = None) -> str:
 def _item_rows(item: Any, left: str, name: str, plan: Plan, parameters: Counts, gutter: str) -> Iterator[Row]:
     """A block is one line, an operator too; a macro is a line with its parts indented below it."""
     count = _count(parameters, f"{name}.")
-    if isinstance(item, Block):
+    if is_block(item):
         present = dict(item.sublayers())
         mixer, channel = (_cut(_words(present[role]), CELL) if role in present else "-" for role in ("mixer", "channel"))
         yield gutter, left + mixer, channel + _norm_words(item, plan), count
@@ -139,8 +138,13 @@ def _changes(where: str, before: Any, after: Any) -> Iterator[str]:
     yield f"{where} {type(before).__name__}: {changed}"
 
 
+def is_block(item: Any) -> bool:
+    """Whether an item is made of sublayers. By its looks: the class would bring torch along."""
+    return hasattr(item, "sublayers")
+
+
 def _block_words(block: Any) -> str:
-    if not isinstance(block, Block):
+    if not is_block(block):
         return _words(block)
     return " + ".join(_words(operator) for _, operator in block.sublayers()) or "empty"
 
@@ -292,7 +296,7 @@ class _Sheet:
 
     def _item(self, item: Any, title: str, name: str, depth: int) -> None:
         """A panel for a block; for a macro a line with its parts below it, further in."""
-        if isinstance(item, Block):
+        if is_block(item):
             self._block(item, title, name, depth)
             return
         self._label(title, _words(item), name, depth)

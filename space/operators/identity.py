@@ -19,6 +19,8 @@ class Identity(Operator):
     """As mixer or channel it removes the sublayer with its norm and residual; depth becomes a choice per layer."""
 
     kind: ClassVar[str] = "identity"
+    spatial: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
     source: ClassVar[Source] = Source("What Matters in Transformers? Not All Attention is Needed", 2024,
                                       options=("S301",))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bodyplan.space.axes import Axis, Dim, Param, axis, flat_indices, largest, param, take
 from bodyplan.space.taking import taker
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 torch.set_num_threads(1)
@@ -126,6 +126,7 @@ def test_gradients_land_on_the_taken_entries_and_nowhere_else(triple, seed):
 @given(param_triples())
 def test_gradients_of_gradients_pass_through_a_take(triple):
     held, wanted, _ = triple
+    assume(wanted.numel)                           # a take of nothing gives a constant, which has no second derivative
     stored = numbered(held).requires_grad_()
     (gradient,) = torch.autograd.grad(take(stored, held, wanted).pow(3).sum(), stored, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), stored)

@@ -1,80 +1,13 @@
 """Macros: what they compute, declare, cost and share, for every macro with choices inside."""
 
-import random
-
 import bodyplan as bp
 import pytest
 import torch
 from bodyplan.evaluators.cost import macs_flop_counter
+from example_macros import ALL, ATTENTION, BLOCK, CAUSAL, inputs, shaken, space, varied
 
-MIXER = bp.choice(bp.Attention(heads=bp.choice(2, 4)), bp.ShortConv(kernel=3))
-BLOCK = bp.Block(mixer=MIXER, channel=bp.choice(bp.SwiGLU(ratio=bp.choice(1, 2)), bp.Identity()))
-ATTENTION = bp.Block(mixer=bp.Attention(heads=4, kv_heads=bp.choice(2, 4)), channel=bp.MLP(ratio=2))
-
-
-def space(body, **more):
-    given = {"embed": bp.TokenEmbedding(vocab=32), "width": bp.choice(16, 24), "head": bp.LanguageHead(tied=True)}
-    return bp.Space(**(given | more), body=body)
-
-
-CAUSAL = {
-    "sum": space(bp.Block(mixer=bp.Parallel(branches=bp.repeat(MIXER, bp.integer(1, 3))))),
-    "gated": space(bp.repeat(bp.Block(mixer=bp.Parallel(branches=(MIXER, bp.Identity()), merge="gated")), 2)),
-    "concat": space(bp.Block(mixer=bp.Parallel(branches=bp.subset(MIXER, bp.SwiGLU(), size=(1, 2)), merge="concat"))),
-    "attention beside the feed-forward": space(bp.Block(mixer=bp.Parallel(branches=(bp.Attention(heads=2), bp.SwiGLU())))),
-    "cell": space(bp.Cell(edges=bp.repeat(bp.choice(bp.Zero(), bp.Identity(), bp.ShortConv(kernel=3), bp.MLP(ratio=1)), 6))),
-    "looped middle": space((BLOCK, bp.Looped(bp.repeat(BLOCK, bp.integer(1, 2)),
-                                             bp.choice(bp.Once(), bp.Loop(2), bp.Loop(2, lora_rank=2))), BLOCK)),
-    "tied loops in a loop": space(bp.repeat(bp.tied(bp.Looped((BLOCK,), bp.Loop(2, lora_rank=1))), 2),
-                                  recursion=bp.choice(bp.Once(), bp.Loop(2, lora_rank=1))),
-    "stages of one resolution": space((bp.Stage((BLOCK,)), bp.Stage((BLOCK,), width=bp.choice(8, 32))),
-                                      head=bp.LanguageHead(tied=False)),
-    "dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DenseAverage())),
-    "value residual": space(bp.Stack(bp.repeat(ATTENTION, bp.integer(2, 3)), bp.ValueResidual())),
-    "cross-layer": space(bp.Stack(bp.repeat(ATTENTION, 4), bp.choice(bp.CrossLayerKV(), bp.CrossLayerKV(every=3)))),
-    "hyper": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.HyperConnections(bp.choice(2, 3)))),
-    "static hyper": space(bp.Stack(bp.repeat(BLOCK, 2), bp.HyperConnections(dynamic=False))),
-    "ladder": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.Ladder())),
-    "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
-        bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
-}
-NOT_CAUSAL = {
-    "pyramid": space((bp.Stage((BLOCK,), stride=2, width=bp.choice(16, 32)),
-                      bp.Stage((BLOCK,), stride=2, kernel=3, width=40, norm=bp.RMSNorm())), head=bp.LanguageHead(tied=False)),
-    "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
-                               skip=bp.choice("sum", "concat"))),
-    "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
-        bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
-}
-IMAGES = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
-GRID = {
-    "grid": space((bp.Stage((bp.Block(mixer=bp.DepthwiseConv2d(kernel=bp.choice(3, 5)), channel=bp.MLP()),), stride=1),
-                   bp.Stage(bp.repeat(BLOCK, 2), stride=(2, 2), width=bp.choice(24, 32))),
-                  **IMAGES),
-    "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
-}
-ALL = CAUSAL | NOT_CAUSAL | GRID
 every = pytest.mark.parametrize("space", ALL.values(), ids=ALL.keys())
 causal = pytest.mark.parametrize("space", CAUSAL.values(), ids=CAUSAL.keys())
-
-
-def inputs(architecture, length=13):
-    if hasattr(architecture.plan.embed, "vocab"):
-        return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
-    return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-
-
-def varied(space, count=3):
-    return [space.sample(random.Random(seed)) for seed in range(count)]
-
-
-def shaken(module):
-    """Parameters that start at zero get values, so that a test sees them."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-    return module
 
 
 @every
