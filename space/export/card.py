@@ -53,12 +53,13 @@ def _objective(item: Any, what: Any, seed: Any) -> dict[str, Any]:
 
 
 def write_card(architecture: Architecture, card: Mapping[str, Any], *, generates: bool, streams: bool,
-               dtype: str) -> str:
+               has_source: bool, dtype: str) -> str:
     """The Markdown of `README.md`. The same arguments give the same bytes."""
     title = card.get("title") or f"Model {architecture.short}"
     parts = [f"# {title}", shape_of(architecture), _sizes(architecture, dtype), _layers(architecture)]
     parts += [section for section in (_objectives(card), _decisions(card), _training(card)) if section]
-    parts += [_use(generates, streams), _limits(card, generates, streams), _origin(architecture, card)]
+    parts += [_use(architecture, generates, streams, has_source), _limits(card, generates, streams)]
+    parts += [_origin(architecture, card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,7 +78,7 @@ def _layers(architecture: Architecture) -> str:
 
 
 def _code(text: str) -> str:
-    return text if text == "-" else f"`{text}`"
+    return text if text in ("", "-") else f"`{text}`"
 
 
 def _objectives(card: Mapping[str, Any]) -> str:
@@ -121,7 +122,7 @@ def _training(card: Mapping[str, Any]) -> str:
     return f"## Training\n\n{training}"
 
 
-def _use(generates: bool, streams: bool) -> str:
+def _use(architecture: Architecture, generates: bool, streams: bool, has_source: bool) -> str:
     lines = ["## Use", "", "Needs Python 3.11, torch and safetensors. In this folder:", "", "```python", "import torch",
              "from model import Model", "", 'model = Model.from_pretrained(".")']
     if generates:
@@ -129,6 +130,10 @@ def _use(generates: bool, streams: bool) -> str:
                   "logits = model(ids)                         # (batch, tokens, vocabulary)",
                   "out = model.generate(ids, 200, temperature=0.8, top_k=40, seed=0)",
                   'print(bytes(out[0].tolist()).decode("utf-8", "replace"))']
+    elif has_source:
+        vocab = getattr(architecture.plan.embed, "vocab", 2)
+        lines += [f"ids, source = torch.randint({vocab}, (1, 12)), torch.randint({vocab}, (1, 20))",
+                  "logits = model(ids, source)                 # the encoder reads the source"]
     if streams:
         lines += ["", "state = model.init_state(batch=1)            # token by token",
                   "logits, state = model.step(ids, state)"]

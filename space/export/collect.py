@@ -9,15 +9,15 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any
 
 from .facts import is_plain
 from .program import Chunk
-from .text import Edit, Text, apply
+from .text import Edit, apply, nodes, parsed
 
 __all__ = ["Collector", "import_block"]
 
@@ -28,8 +28,12 @@ Import = tuple[str, str | None, str]  # module, name inside it, name in the file
 
 @dataclass
 class Collector:
-    """Definitions by their name in the exported file; imports by the name they bind."""
+    """Definitions by their name in the exported file; imports by the name they bind.
 
+    aliases: definitions that others take the place of, wherever source names them.
+    """
+
+    aliases: Mapping[Any, Any] = field(default_factory=dict)
     chunks: dict[str, Chunk] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
     _names: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -40,10 +44,12 @@ class Collector:
         Raises:
             ValueError: its source cannot be found, or it uses something beyond torch and the standard library.
         """
-        plain = inspect.unwrap(definition)
+        plain = inspect.unwrap(self.aliases.get(definition, definition))
         module = sys.modules.get(plain.__module__)
         if module is None or plain.__qualname__ != plain.__name__:
             raise _cannot(plain, "it is not defined at the top level of a module", "move it there")
+        if (known := self._names.get((plain.__module__, plain.__name__))) is not None:
+            return known
         try:
             text = textwrap.dedent(inspect.getsource(plain))
         except (OSError, TypeError) as error:
@@ -141,7 +147,7 @@ class Collector:
         if inspect.ismodule(found):
             raise ValueError(_cannot_text(user, module, f"it uses the module {source}.{inner} as a whole",
                                           f"import the names it needs: from {source}.{inner} import ..."))
-        if inspect.isclass(found) or callable(found):
+        if inspect.isclass(found) or (callable(found) and not isinstance(found, GenericAlias)):
             return self.add(found)
         target = _binding(home, inner)
         if target is None:
@@ -215,9 +221,10 @@ def _bindings(module: ModuleType) -> dict[str, ast.stmt]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def _used_names(text: str) -> list[str]:
     """Global names a definition may read, in order; names it only binds itself are not among them."""
-    tree = ast.parse(text)
+    tree = parsed(text).tree
     stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     stored |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     top = tree.body[0]
@@ -229,7 +236,7 @@ def _used_names(text: str) -> list[str]:
 
 def _without_local_imports(module: ModuleType, text: str) -> tuple[str, dict[str, Any]]:
     """Take `from .x import f` out of function bodies; returns the text and what those names mean."""
-    source, edits = Text(text), []
+    source, edits = parsed(text), []
     found: dict[str, Any] = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ImportFrom):
@@ -243,8 +250,8 @@ def _without_local_imports(module: ModuleType, text: str) -> tuple[str, dict[str
 def _renamed(text: str, renames: dict[str, str]) -> str:
     if all(name == final for name, final in renames.items()):
         return text
-    source, edits = Text(text), []
-    for node in ast.walk(source.tree):
+    source, edits = parsed(text), []
+    for node in nodes(source.tree):
         if isinstance(node, ast.Name) and node.id in renames:
             edits.append(Edit(*source.span(node), renames[node.id]))
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node in source.tree.body and node.name in renames:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from .facts import Const, Fact, Scope, join, truth
 from .program import Chunk, Program
-from .text import Edit, Text, apply, join_short_statements
+from .text import Edit, Text, apply, join_short_statements, nodes, parsed, without_items
 from .unused import none_that_never_comes, unread_parameters, unused
 
 __all__ = ["reachable", "specialise"]
@@ -24,10 +24,11 @@ MOST_ROUNDS = 200
 
 def specialise(chunks: dict[str, Chunk], roots: list[str]) -> dict[str, Chunk]:
     """Edit the chunks until nothing more folds; returns those that `roots` still reach, definitions first."""
+    quiet: set[Hashable] = set()
     for _ in range(MOST_ROUNDS):
         chunks = reachable(chunks, roots)
         program = Program(chunks)
-        edits = _first_edits(program)
+        edits = _folds(program, quiet) or _first_edits(program)
         if not edits:
             break
         for name, changes in edits.items():
@@ -46,7 +47,7 @@ def reachable(chunks: dict[str, Chunk], roots: list[str]) -> dict[str, Chunk]:
         if name in ordered or name in visiting:
             return
         visiting.add(name)
-        for node in ast.walk(ast.parse(chunks[name].text)):
+        for node in nodes(parsed(chunks[name].text).tree):
             if isinstance(node, ast.Name) and node.id in chunks:
                 visit(node.id)
         ordered[name] = chunks[name]
@@ -56,12 +57,23 @@ def reachable(chunks: dict[str, Chunk], roots: list[str]) -> dict[str, Chunk]:
     return ordered
 
 
+def _folds(program: Program, quiet: set[Hashable]) -> dict[str, list[Edit]]:
+    """The edits that fold, by chunk; `quiet` remembers for which chunks there were none."""
+    found = {}
+    for name in program.chunks:
+        signature = program.signature(name)
+        if signature not in quiet:
+            found[name] = list(_fold(program, name))
+            if not found[name]:
+                quiet.add(signature)
+    return {name: changes for name, changes in found.items() if changes}
+
+
 def _first_edits(program: Program) -> dict[str, list[Edit]]:
     """The edits of the first pass that finds any; later passes rely on the earlier ones being done."""
-    for find in (_fold, unused):
-        edits = {name: list(find(program, name)) for name in program.chunks}
-        if any(edits.values()):
-            return {name: changes for name, changes in edits.items() if changes}
+    edits = {name: changes for name in program.chunks if (changes := list(unused(program, name)))}
+    if edits:
+        return edits
     for callee in program.functions:
         for change in (unread_parameters, none_that_never_comes):
             edits = change(program, callee)
@@ -131,6 +143,12 @@ class _Fold:
         if replacement is not None:
             yield replacement
             return
+        if isinstance(node, ast.Call):
+            items = [*node.args, *node.keywords]
+            empty = {i for i, a in enumerate(items) if isinstance(a, ast.Starred) and self.fact(a.value) == Const(())}
+            if empty:
+                yield from without_items([self.source.span(a) for a in items], empty)
+                return
         if isinstance(node, ast.IfExp):
             yield from self.expression(node.test, is_test=True)
             yield from self.where(node.test, True).expression(node.body)

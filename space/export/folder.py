@@ -22,8 +22,8 @@ from ... import __version__
 from ...errors import BodyplanError
 from . import selftest
 from .card import card_of, write_card
-from .describe import fields_of
-from .module_file import generates, module_source, streams
+from .describe import fields_of, item_config
+from .module_file import generates, has_source, module_source, streams
 from .text import Text, apply
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ FILES = ("README.md", "architecture.json", "config.json", "expected.safetensors"
 CACHES = ("__pycache__", ".pytest_cache")
 SCHEMA_VERSION = 1
 BATCH, TOKENS = 2, 100  # longer than usual windows, and no multiple of a chunk
+SOURCE = 76             # tokens of an encoder's source
 
 
 def export(what: Any, directory: str | os.PathLike[str], *, card: Mapping[str, Any] | None = None) -> Path:
@@ -119,34 +120,47 @@ def _write(folder: Path, architecture: Architecture, module: nn.Module, source: 
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().contiguous().clone() for name, tensor in module.state_dict().items()}
-    inputs, dtype = _example(architecture), next(iter(weights.values())).dtype
-    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    dtype = next(iter(weights.values())).dtype
+    inputs = {name: given.to(dtype) if given.is_floating_point() else given for name, given in _example(architecture).items()}
     dtype_name = str(dtype).removeprefix("torch.")
     with _one_thread():
-        outputs = module(inputs)
-    says = {"generates": generates(architecture), "streams": streams(architecture)}
+        outputs = module(*inputs.values())
+    says = {"generates": generates(architecture), "streams": streams(architecture), "has_source": has_source(architecture)}
     (folder / "model.py").write_text(source, encoding="utf-8")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # One metadata key: the order of several is not fixed in the file.
-    save_file({"inputs": inputs, "outputs": outputs}, folder / "expected.safetensors",
+    save_file({**inputs, "outputs": outputs}, folder / "expected.safetensors",
               metadata={"machine": json.dumps(selftest.machine(), sort_keys=True)})
     _write_json(folder / "config.json", _config(architecture, dtype_name))
     _write_json(folder / "architecture.json", {**architecture.to_json(), "schema_version": SCHEMA_VERSION,
                                                "bodyplan": __version__, "torch": str(torch.__version__)})
     (folder / "README.md").write_text(write_card(architecture, card, dtype=dtype_name, **says), encoding="utf-8")
     (folder / "test_export.py").write_text(_folder_test(**says), encoding="utf-8")
-    _check_written(folder, source, inputs, outputs)
+    _check_written(folder, source, list(inputs.values()), outputs)
     for path in (folder, *folder.iterdir()):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
-def _example(architecture: Architecture) -> Tensor:
-    """Fixed inputs: tokens spread over the vocabulary, or a smooth image."""
+def _example(architecture: Architecture) -> dict[str, Tensor]:
+    """Fixed inputs: tokens spread over the vocabulary, a smooth image, smooth frames; a source of another length.
+
+    Raises:
+        ValueError: an embedding of somebody's own does not say what it takes.
+    """
     embed: Any = architecture.plan.embed
     if hasattr(embed, "vocab"):
-        return (torch.arange(BATCH * TOKENS) * 7919 % int(embed.vocab)).view(BATCH, TOKENS)
-    height, width = embed.sides
-    shape = (BATCH, int(embed.channels), int(height), int(width))
+        found = {"inputs": (torch.arange(BATCH * TOKENS) * 7919 % int(embed.vocab)).view(BATCH, TOKENS)}
+        return {**found, "source": found["inputs"].flip(1)[:, :SOURCE].contiguous()} if has_source(architecture) else found
+    if hasattr(embed, "features"):
+        return {"inputs": _smooth(BATCH, TOKENS * int(embed.stack), int(embed.features))}
+    if not hasattr(embed, "sides"):
+        raise ValueError("an export stores outputs for an example, whose shape the embedding's fields tell: `vocab` of "
+                         f"tokens, `sides` and `channels` of images, or `features` and `stack` of frames; got "
+                         f"{type(embed).__name__} without; give it one of these")
+    return {"inputs": _smooth(BATCH, int(embed.channels), *map(int, embed.sides))}
+
+
+def _smooth(*shape: int) -> Tensor:
     return torch.linspace(-37.0, 37.0, math.prod(shape)).sin().view(shape)
 
 
@@ -162,14 +176,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_written(folder: Path, source: str, inputs: Tensor, outputs: Tensor) -> None:
+def _check_written(folder: Path, source: str, inputs: list[Tensor], outputs: Tensor) -> None:
     """Load the folder as a user would and compare with the trained module, bit for bit."""
     scope: dict[str, Any] = {"__name__": "exported_model", "__file__": str(folder / "model.py")}
     with torch.random.fork_rng(devices=[]):
         exec(compile(source, str(folder / "model.py"), "exec"), scope)  # the text written above
         model = scope["Model"].from_pretrained(folder)
     with _one_thread():
-        found = model(inputs)
+        found = model(*inputs)
     if not torch.isclose(found, outputs, rtol=0.0, atol=0.0, equal_nan=True).all():
         raise BodyplanError("the exported model must give the trained model's outputs bit for bit: the largest "
                             f"difference is {(found - outputs).abs().max().item():.3g}; an operator's forward depends "
@@ -183,8 +197,10 @@ def _config(architecture: Architecture, dtype: str) -> dict[str, Any]:
     def shown(op: Any) -> dict[str, Any]:
         return {"type": type(op).__name__, **fields_of(op)}
 
-    layers = [{**{name: shown(op) for name, op in block.sublayers()}, "norm": shown(block.norm)}
-              for block in plan.layers]
+    layers, width = [], plan.width
+    for item in plan.layers:
+        layers.append(item_config(item, width))
+        width = item.out(width, 1)[0]
     return {"schema_version": SCHEMA_VERSION, "dtype": dtype, "width": plan.width, "embed": shown(plan.embed),
             "layers": layers, "recursion": shown(plan.recursion), "norm": shown(plan.norm), "head": shown(plan.head)}
 
@@ -193,13 +209,24 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _folder_test(*, generates: bool, streams: bool) -> str:
+def _folder_test(*, generates: bool, streams: bool, has_source: bool) -> str:
     """The folder's own test, without what this model does not do."""
     gone = set() if streams else {"test_step_by_step_decoding_gives_the_same_logits"}
     gone |= set() if generates else {"test_generation_repeats_with_a_seed"}
     source = Text(inspect.getsource(selftest))
     removed = [n for n in source.tree.body if isinstance(n, ast.FunctionDef) and n.name in gone]
-    return apply(source.text, [source.removal(n) for n in removed])
+    text = apply(source.text, [source.removal(n) for n in removed])
+    for one, two in _WITH_SOURCE if has_source else ():
+        assert one in text
+        text = text.replace(one, two)
+    return text
+
+
+_WITH_SOURCE = (
+    ('inputs, wanted = stored.get_tensor("inputs"), stored.get_tensor("outputs")',
+     'inputs, source, wanted = (stored.get_tensor(name) for name in ("inputs", "source", "outputs"))'),
+    ("load()(inputs)", "load()(inputs, source)"),
+)
 
 
 def _replace(target: Path, partial: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 from .facts import NOT_NONE, UNKNOWN, Const, Fact, Scope, fact_of, is_plain, join
-from .text import Text
+from .text import nodes, parsed
 
 __all__ = ["PUBLIC_METHODS", "Callee", "Chunk", "Instance", "Program", "parameters_of"]
 
@@ -18,6 +17,7 @@ __all__ = ["PUBLIC_METHODS", "Callee", "Chunk", "Instance", "Program", "paramete
 PUBLIC_METHODS = ("__init__", "forward", "init_state", "step", "generate", "from_pretrained")
 ROUNDS = 4  # facts travel along this many calls per pass
 Callee = tuple[str, str]  # (class, method) or ("", function)
+Known = tuple[dict[str, Fact], dict[str, Fact]]  # of an instance: arguments, attributes
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,6 @@ def bind(call: ast.Call, function: ast.FunctionDef, *, bound: bool) -> dict[str,
     return found | {k.arg: k.value for k in call.keywords if k.arg is not None}
 
 
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> Text:
-    """Most chunks stay as they are from round to round."""
-    return Text(text)
-
-
 class Program:
     """All chunks, parsed, with the facts of the present round.
 
@@ -82,7 +76,7 @@ class Program:
 
     def __init__(self, chunks: dict[str, Chunk]):
         self.chunks = chunks
-        self.source = {name: _parsed(chunk.text) for name, chunk in chunks.items()}
+        self.source = {name: parsed(chunk.text) for name, chunk in chunks.items()}
         self.functions: dict[Callee, ast.FunctionDef] = {}
         for name, source in self.source.items():
             top = source.tree.body[0]
@@ -92,6 +86,7 @@ class Program:
                 self.functions |= {(name, f.name): f for f in top.body if isinstance(f, ast.FunctionDef)}
         self.constants = {name: self._constant(name) for name, c in chunks.items() if c.kind == "constant"}
         self._index()
+        self.instances = {name: self._known(name) for name, c in chunks.items() if c.kind == "class"}
         self.stable = {name: self._stable_attributes(name) for name, c in chunks.items() if c.kind == "class"}
         self.calls = self._calls()
         self.facts: dict[Callee, dict[str, Fact]] = {}
@@ -109,7 +104,7 @@ class Program:
         self.self_reads: dict[str, set[str]] = defaultdict(set)
         self.other_reads: set[str] = set()
         for name, source in self.source.items():
-            for node in ast.walk(source.tree):
+            for node in nodes(source.tree):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                     self.name_uses[node.id] += 1
                 elif isinstance(node, ast.Attribute):
@@ -151,7 +146,7 @@ class Program:
         relatives, stored = self.related(name), defaultdict[str, set[str]](set)
         for (owner, method), function in self.functions.items():
             if owner in relatives:
-                for node in ast.walk(function):
+                for node in nodes(function):
                     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
                         stored[node.attr].add(method)
         return {attribute for attribute, methods in stored.items() if methods == {"__init__"}}
@@ -170,21 +165,37 @@ class Program:
         if not owner:
             return [Scope(function, self.facts[callee], {}, self.constants)]
         stable = self.stable[owner]
-        own = frozenset(m for o, m in self.functions if o in self.family(owner))
-        different: list[tuple[dict[str, Fact], dict[str, Fact]]] = []
-        for instance in self.chunks[owner].instances or [Instance({}, {})]:
-            attributes = {k: fact_of(v) for k, v in instance.attributes.items() if k in stable}
-            parameters = self.facts[callee]
-            if method == "__init__":
-                parameters = {k: fact_of(v) for k, v in instance.arguments.items()}
+        family = self.family(owner)
+        own = frozenset(m for o, m in self.functions if o in family)
+        different: list[Known] = []
+        for arguments, seen in self.instances[owner]:
+            attributes = {k: v for k, v in seen.items() if k in stable}
+            parameters = arguments if method == "__init__" else self.facts[callee]
             if (parameters, attributes) not in different:
                 different.append((parameters, attributes))
         return [Scope(function, parameters, attributes, self.constants, own) for parameters, attributes in different]
 
+    def _known(self, name: str) -> list[Known]:
+        """What is known of the instances of a class, those that do not differ once."""
+        different: list[Known] = []
+        for instance in self.chunks[name].instances or [Instance({}, {})]:
+            known = ({k: fact_of(v) for k, v in instance.arguments.items()},
+                     {k: fact_of(v) for k, v in instance.attributes.items()})
+            if known not in different:
+                different.append(known)
+        return different
+
+    def signature(self, name: str) -> Hashable:
+        """All that folding a chunk depends on."""
+        owner = self.instances.get(name)
+        facts = [self.facts[callee] for callee in self.callees(name)]
+        own = [m for o, m in self.functions if o in self.family(name)]
+        return name, self.chunks[name].text, repr((owner, sorted(self.stable.get(name, ())), facts, own))
+
     def sites(self) -> Iterator[tuple[Callee, ast.Call, str]]:
         """Every call inside the program's functions, with the function and chunk it stands in."""
         for callee, function in self.functions.items():
-            for node in ast.walk(function):
+            for node in nodes(function):
                 if isinstance(node, ast.Call):
                     yield callee, node, callee[0] or callee[1]
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .facts import PRESENT
+from ..operator import lending
+from .facts import PRESENT, is_plain
 
 __all__ = ["Record", "construct", "is_own_class", "mro"]
 
@@ -22,13 +23,26 @@ _PATCHING = threading.RLock()
 
 @dataclass
 class Record:
-    """One built module. `arguments[cls]` holds what `cls.__init__` got, by parameter name, defaults included."""
+    """One built module. `arguments[cls]` holds what `cls.__init__` got, by parameter name, defaults included.
+
+    standin: the class that takes its place in the exported file, which keeps every argument under its name.
+    """
 
     module: nn.Module
     arguments: dict[type, dict[str, Any]] = field(default_factory=dict)
+    standin: type | None = None
+
+    def classes(self) -> list[type]:
+        """The classes of the exported module that are not torch's, nearest first; a bare torch module's own class."""
+        if self.standin is not None:
+            return [c for c in self.standin.__mro__ if is_own_class(c)]
+        return mro(self.module)
 
     def attributes(self) -> dict[str, Any]:
         """Plain values as they are; children and parameters as `PRESENT`, or None where they are None."""
+        if self.standin is not None:
+            given = next(self.arguments[c] for c in self.standin.__mro__ if c in self.arguments)
+            return {k: v if is_plain(v) else PRESENT for k, v in given.items()}
         own = {k: v for k, v in vars(self.module).items() if k not in _BARE}
         for held in (self.module._modules, self.module._parameters, self.module._buffers):
             own |= {k: None if v is None else PRESENT for k, v in held.items()}
@@ -50,7 +64,7 @@ def construct(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[int, Reco
 
     The first build only tells which classes to watch. Random state outside is left as it was.
     """
-    with _PATCHING, torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with _PATCHING, lending(None), torch.random.fork_rng(devices=[]), torch.device("meta"):
         watched = {c for m in build().modules() for c in mro(m)}
         calls: list[tuple[Any, type, dict[str, Any]]] = []
         with _watch(watched, calls):

@@ -11,11 +11,26 @@ __all__ = ["Call", "render"]
 
 @dataclass
 class Call:
-    """`name(arguments)`; an argument is a keyword or None, and its value. `spread` breaks it in any case."""
+    """`name(arguments)`; an argument is a keyword or None, and its value. `spread` breaks it in any case.
+
+    Without a name and with other brackets it is a list, or a dict whose keys are the keywords.
+    """
 
     name: str
     arguments: list[tuple[str | None, Call | str]] = field(default_factory=list)
     spread: bool = False
+    brackets: str = "()"
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether it, or anything in it, is broken in any case."""
+        return self.spread or any(isinstance(value, Call) and value.is_spread for _, value in self.arguments)
+
+    def head(self, keyword: str | None) -> str:
+        """What stands before a value."""
+        if not keyword:
+            return ""
+        return f'"{keyword}": ' if self.brackets == "{}" else f"{keyword}="
 
 
 def render(call: Call | str, indent: int, used: int) -> str:
@@ -23,15 +38,19 @@ def render(call: Call | str, indent: int, used: int) -> str:
     if isinstance(call, str):
         return call
     line = _line(call)
-    if not call.spread and indent + used + len(line) + 1 <= LINE_LENGTH:
+    if not call.is_spread and indent + used + len(line) + 1 <= LINE_LENGTH:
         return line
-    lines = [f"{call.name}("]
+    keyword, only = call.arguments[0] if len(call.arguments) == 1 else (None, "")
+    if isinstance(only, Call) and not only.name:                     # a list alone shares the lines of the call's brackets
+        head = f"{call.name}({call.head(keyword)}"
+        return f"{head}{render(only, indent, used + len(head))})"
+    lines = [call.name + call.brackets[0]]
     for keyword, value in call.arguments:
-        head = f"{keyword}=" if keyword else ""
+        head = call.head(keyword)
         lines.append(" " * (indent + 4) + head + render(value, indent + 4, len(head)) + ",")
-    return "\n".join([*lines, " " * indent + ")"])
+    return "\n".join([*lines, " " * indent + call.brackets[1]])
 
 
 def _line(call: Call) -> str:
-    parts = [(f"{k}=" if k else "") + (_line(v) if isinstance(v, Call) else v) for k, v in call.arguments]
-    return f"{call.name}({', '.join(parts)})"
+    parts = [call.head(k) + (_line(v) if isinstance(v, Call) else v) for k, v in call.arguments]
+    return f"{call.name}{call.brackets[0]}{', '.join(parts)}{call.brackets[1]}"

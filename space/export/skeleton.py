@@ -18,25 +18,35 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["AdaptedLayer", "Layer", "LowRank", "Model", "Sublayer", "pick"]
+from ..macros.running import as_sequence, initial_state, step_part
+
+__all__ = ["AdaptedLayer", "Layer", "LowRank", "Model", "Stepping", "Sublayer", "pick"]
 
 
 class Sublayer(nn.Module):
     """`op(norm(x))`, to be added to the residual stream."""
 
-    def __init__(self, norm: nn.Module, op: nn.Module):
+    shares = True
+
+    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False):
         super().__init__()
-        self.norm, self.op = norm, op
+        self.norm, self.op, self.spatial = norm, op, spatial
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.op(self.norm(x_BTD))
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        return as_sequence(self.op, self.norm(x_BTD), self.spatial, shared)
 
-    def step(self, x_BTD: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        return self.op.step(self.norm(x_BTD), state)
+    def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> dict[str, Any]:
+        return initial_state(self.op, batch, dtype, device)
+
+    def step(self, x_BTD: Tensor, state: dict[str, Any],
+             shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return step_part(self.op, self.norm(x_BTD), state, self.spatial, shared)
 
 
 class Layer(nn.Module):
     """Pre-norm residual layer."""
+
+    shares = True
 
     def __init__(self, mixer: Sublayer | None = None, channel: Sublayer | None = None, mixer_streams: bool = False,
                  channel_streams: bool = False):
@@ -44,11 +54,11 @@ class Layer(nn.Module):
         self.mixer, self.channel = mixer, channel
         self.mixer_streams, self.channel_streams = mixer_streams, channel_streams
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         if self.mixer is not None:
-            x_BTD = x_BTD + self.mixer(x_BTD)
+            x_BTD = x_BTD + self.mixer(x_BTD, shared)
         if self.channel is not None:
-            x_BTD = x_BTD + self.channel(x_BTD)
+            x_BTD = x_BTD + self.channel(x_BTD, shared)
         return x_BTD
 
     def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> dict[str, Any]:
@@ -59,21 +69,22 @@ class Layer(nn.Module):
             state["channel"] = self.channel.op.init_state(batch, dtype=dtype, device=device)
         return state
 
-    def step(self, x_BTD: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def step(self, x_BTD: Tensor, state: dict[str, Any],
+             shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """The next tokens and the state after them."""
         after = {}
         if self.mixer is not None:
             if self.mixer_streams:
-                y_BTD, after["mixer"] = self.mixer.step(x_BTD, state["mixer"])
+                y_BTD, after["mixer"] = self.mixer.step(x_BTD, state["mixer"], shared)
                 x_BTD = x_BTD + y_BTD
             else:
-                x_BTD = x_BTD + self.mixer(x_BTD)
+                x_BTD = x_BTD + self.mixer(x_BTD, shared)
         if self.channel is not None:
             if self.channel_streams:
-                y_BTD, after["channel"] = self.channel.step(x_BTD, state["channel"])
+                y_BTD, after["channel"] = self.channel.step(x_BTD, state["channel"], shared)
                 x_BTD = x_BTD + y_BTD
             else:
-                x_BTD = x_BTD + self.channel(x_BTD)
+                x_BTD = x_BTD + self.channel(x_BTD, shared)
         return x_BTD, after
 
 
@@ -83,6 +94,19 @@ class AdaptedLayer(Layer):
     def forward(self, x_BTD: Tensor, state: dict[str, Any] | None = None) -> Any:
         """All tokens at once; with a state the next tokens, and the state after them."""
         return super().forward(x_BTD) if state is None else self.step(x_BTD, state)
+
+
+class Stepping(nn.Module):
+    """A layer whose `forward` is its `step`: `functional_call` reaches `forward` alone."""
+
+    shares = True
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD: Tensor, state: Any, shared: dict[str, Any] | None = None) -> tuple[Tensor, Any]:
+        return step_part(self.layer, x_BTD, state, True, shared)
 
 
 class LowRank(nn.Module):
@@ -100,9 +124,9 @@ class LowRank(nn.Module):
 class Model(nn.Module):
     """The network."""
 
-    def __init__(self, times: int, rank: int, tied: bool, streams: bool):
+    def __init__(self, times: int, rank: int, tied: bool, streams: bool, wraps: bool):
         super().__init__()
-        self.times, self.rank, self.tied, self.streams = times, rank, tied, streams
+        self.times, self.rank, self.tied, self.streams, self.wraps = times, rank, tied, streams, wraps
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Model:
@@ -114,20 +138,21 @@ class Model(nn.Module):
         model.load_state_dict(weights)
         return model.eval()
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, source_BS: Tensor | None = None) -> Tensor:
         """Logits of the token after every position, shape (B, T, V)."""
         x_BTD = self.embed(ids_BT)
+        shared = None if source_BS is None else {"source": self.embed(source_BS)}
         if self.rank:
             for iteration in range(self.times):
                 for index, layer in enumerate(self.layers):
-                    x_BTD = functional_call(layer, self.adapted(iteration, index), (x_BTD,))
+                    x_BTD = functional_call(layer, self.adapted(iteration, index), (x_BTD, shared))
         elif self.times > 1:
             for _ in range(self.times):
                 for layer in self.layers:
-                    x_BTD = layer(x_BTD)
+                    x_BTD = as_sequence(layer, x_BTD, True, shared)
         else:
             for layer in self.layers:
-                x_BTD = layer(x_BTD)
+                x_BTD = as_sequence(layer, x_BTD, True, shared)
         return self.logits(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
@@ -146,8 +171,8 @@ class Model(nn.Module):
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[Any]:
         """The state before the first token."""
         if self.times > 1:
-            return [[layer.init_state(batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
-        return [layer.init_state(batch, dtype, device) for layer in self.layers]
+            return [[initial_state(layer, batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
+        return [initial_state(layer, batch, dtype, device) for layer in self.layers]
 
     def step(self, ids_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logits of T >= 1 next tokens and the state after them; the given state is left as it was."""
@@ -158,6 +183,9 @@ class Model(nn.Module):
                 states = []
                 for index, layer in enumerate(self.layers):
                     weights = self.adapted(iteration, index)
+                    if self.wraps:
+                        weights = {f"layer.{name}": weight for name, weight in weights.items()}
+                        layer = Stepping(layer)
                     x_BTD, new = functional_call(layer, weights, (x_BTD, state[iteration][index]))
                     states.append(new)
                 after.append(states)
@@ -165,12 +193,12 @@ class Model(nn.Module):
             for iteration in range(self.times):
                 states = []
                 for layer, before in zip(self.layers, state[iteration], strict=True):
-                    x_BTD, new = layer.step(x_BTD, before)
+                    x_BTD, new = step_part(layer, x_BTD, before, True)
                     states.append(new)
                 after.append(states)
         else:
             for layer, before in zip(self.layers, state, strict=True):
-                x_BTD, new = layer.step(x_BTD, before)
+                x_BTD, new = step_part(layer, x_BTD, before, True)
                 after.append(new)
         return self.logits(x_BTD), after
 

@@ -8,8 +8,9 @@ import textwrap
 import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
-__all__ = ["LINE_LENGTH", "Edit", "Text", "apply", "join_short_statements", "without_items"]
+__all__ = ["LINE_LENGTH", "Edit", "Text", "apply", "join_short_statements", "nodes", "parsed", "without_items"]
 
 LINE_LENGTH = 120
 Span = tuple[int, int]
@@ -22,6 +23,12 @@ class Edit:
     start: int
     end: int
     text: str = ""
+
+
+@lru_cache(maxsize=8192)
+def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Every node of a definition or statement, remembered: most of them stay as they are from round to round."""
+    return tuple(ast.walk(tree))
 
 
 class Text:
@@ -78,6 +85,12 @@ class Text:
         shift = body[0].col_offset - indent
         lines = self.lines[after_line:last]
         return "".join(line[shift:] if line[:shift].isspace() and line.strip() else line for line in lines)
+
+
+@lru_cache(maxsize=1024)
+def parsed(text: str) -> Text:
+    """Most pieces stay as they are from round to round."""
+    return Text(text)
 
 
 def apply(text: str, edits: Iterable[Edit]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from .facts import NOT_NONE, PRESENT, Const, is_plain
 from .program import PUBLIC_METHODS, Callee, Program, bind, defaults_of, parameters_of
 from .signature import drop_parameters, narrow_optional
-from .text import Edit, Text, without_items
+from .text import Edit, Text, nodes, without_items
 
 __all__ = ["none_that_never_comes", "unread_parameters", "unused"]
 
@@ -18,6 +18,7 @@ def unused(program: Program, name: str) -> Iterator[Edit]:
     source, top = program.source[name], program.source[name].tree.body[0]
     for callee in program.callees(name):
         yield from _unread_names(source, program.functions[callee])
+        yield from _unread_in_loops(source, program.functions[callee])
     if isinstance(top, ast.ClassDef):
         for member in top.body:
             if isinstance(member, ast.FunctionDef) and _is_unused_method(program, member.name):
@@ -30,8 +31,8 @@ def _is_unused_method(program: Program, method: str) -> bool:
 
 
 def _unread_names(source: Text, function: ast.FunctionDef) -> Iterator[Edit]:
-    read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
-    for parent in ast.walk(function):
+    read = {n.id for n in nodes(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
+    for parent in nodes(function):
         blocks: list[Any] = [getattr(parent, "body", None), getattr(parent, "orelse", None)]
         for block in (b for b in blocks if isinstance(b, list)):
             for node in block:
@@ -41,8 +42,28 @@ def _unread_names(source: Text, function: ast.FunctionDef) -> Iterator[Edit]:
                         yield source.removal(node, is_only=len(block) == 1)
 
 
+def _unread_in_loops(source: Text, function: ast.FunctionDef) -> Iterator[Edit]:
+    """`for a, b in zip(x, y, strict=True)` where nobody reads b."""
+    read = {n.id for n in nodes(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    for loop in nodes(function):
+        if not isinstance(loop, ast.For | ast.comprehension) or not isinstance(loop.target, ast.Tuple):
+            continue
+        names, zipped = loop.target.elts, loop.iter
+        if not (isinstance(zipped, ast.Call) and getattr(zipped.func, "id", "") == "zip" and len(zipped.args) == len(names)):
+            continue
+        kept = [i for i, n in enumerate(names) if not isinstance(n, ast.Name) or n.id in read]
+        if len(kept) == 1:
+            target, inner = source.get(names[kept[0]]), isinstance(names[kept[0]], ast.Tuple)
+            yield Edit(*source.span(loop.target), target.strip("()") if inner else target)
+            yield Edit(*source.span(zipped), source.get(zipped.args[kept[0]]))
+        elif 1 < len(kept) < len(names):
+            gone = set(range(len(names))) - set(kept)
+            yield from without_items([source.span(n) for n in names], gone)
+            yield from without_items([source.span(a) for a in (*zipped.args, *zipped.keywords)], gone)
+
+
 def _is_pure(node: ast.expr) -> bool:
-    calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+    calls = [n.func for n in nodes(node) if isinstance(n, ast.Call)]
     names = [f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "_") for f in calls]
     return not any(name.endswith("_") for name in names)
 
@@ -93,7 +114,7 @@ def unread_parameters(program: Program, callee: Callee) -> dict[str, list[Edit]]
 def _is_value_read(function: ast.FunctionDef, parameter: str) -> bool:
     """Whether anything reads a parameter before the function's body, as a whole, gives the name another value."""
     for statement in function.body:
-        uses = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == parameter]
+        uses = [n for n in nodes(statement) if isinstance(n, ast.Name) and n.id == parameter]
         if any(not isinstance(n.ctx, ast.Store) for n in uses):
             return True
         if uses:

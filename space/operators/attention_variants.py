@@ -70,5 +70,6 @@ class ReusingAttention(nn.Module):
         if k_BSGP.shape[2:] != (self.kv_heads, self.head_dim):
             raise ValueError(f"reuse_kv needs the kv_heads and head_dim of the layer before: got {self.kv_heads} and "
                              f"{self.head_dim} after {k_BSGP.shape[2]} and {k_BSGP.shape[3]}; give both the same")
-        windows = [w for w in (window, self.window) if w is not None]
-        return k_BSGP, v_BSGP, start, min(windows, default=None)
+        if self.window is not None:
+            window = self.window if window is None else min(window, self.window)
+        return k_BSGP, v_BSGP, start, window

@@ -6,8 +6,10 @@ import ast
 import textwrap
 
 import pytest
+from bodyplan.space.export.facts import PRESENT
 from bodyplan.space.export.fold import specialise
 from bodyplan.space.export.program import Chunk, Instance
+from bodyplan.space.export.sharing import hands_on_alone, keys_read, without, without_checks, without_keys
 from bodyplan.space.export.text import join_short_statements
 
 
@@ -274,3 +276,85 @@ def test_a_shortened_statement_goes_back_on_one_line_and_others_stay():
     original = "def f(a,\n      b):\n    c = [1,\n         2]\n    return g(a,\n             b, c)\n"
     edited = original.replace("             b, c)", "             b)")
     assert join_short_statements(edited, original) == original.replace("g(a,\n             b, c)", "g(a, b)")
+
+
+def test_what_a_loop_zips_in_vain_goes():
+    text = folded('''
+    class Op(nn.Module):
+        def __init__(self, parts: list, flags: list):
+            super().__init__()
+            self.parts, self.flags = nn.ModuleList(parts), flags
+
+        def forward(self, x):
+            for part, flag in zip(self.parts, self.flags, strict=True):
+                x = part(x)
+            return [part(x) + n for part, flag, n in zip(self.parts, self.flags, x, strict=True)]
+    ''', {"parts": [object()], "flags": [True]}, attributes=[{"parts": PRESENT, "flags": [True]}])
+    assert "for part in self.parts:" in text and "for part, n in zip(self.parts, x, strict=True)" in text
+    assert "flags" not in text
+
+
+def test_an_empty_tuple_is_not_unpacked_into_a_call():
+    text = folded('''
+    class Op(nn.Module):
+        def __init__(self, more: tuple | None = None):
+            super().__init__()
+            self.more = more
+
+        def forward(self, x, inner, out):
+            rest = () if self.more is None else self.more
+            return out(inner(x, *rest), *rest)
+    ''', {"more": None})
+    assert "return out(inner(x))" in text and "rest" not in text
+
+
+SHARING = '''
+class Op(nn.Module):
+    """Hands on."""
+
+    shares = True
+
+    def forward(self, x, shared: dict | None = None):
+        return self.step(x, None, shared)[0]
+
+    def step(self, x, state, shared: dict | None = None):
+        if shared is not None:
+            shared["kv"] = x
+        if shared is not None:
+            shared.setdefault("first", x)
+        if "memory" not in shared:
+            raise ValueError("no memory")
+        return other(x, shared), state
+
+    def alone(self, x):
+        shared = x + 1
+        return [shared, other(x, shared)]
+'''.lstrip("\n")
+
+
+def test_what_is_handed_on_goes_from_the_functions_that_take_it_and_no_others():
+    text = without(SHARING, "shared", {"other"})
+    assert "shares" not in text and '"""Hands on."""\n\n    def forward(self, x):' in text
+    assert "self.step(x, None)[0]" in text and "other(x, None), state" in text and "if None is not None:" in text
+    assert "shared = x + 1" in text and "other(x, shared)]" in text
+
+
+def test_what_nobody_reads_is_not_left_and_what_always_fits_is_not_checked():
+    text = without_checks(without_keys(SHARING, {"kv"}))
+    assert 'shared["kv"] = x' in text and "setdefault" not in text and "raise" not in text
+    assert text.count("if shared is not None") == 1
+
+
+def test_names_are_read_in_every_way_of_looking_up_and_unknown_ways_read_all():
+    def read(line, home="own"):
+        return keys_read([Chunk("f", "function", f"def f(x, shared):\n    {line}\n", home)])
+
+    assert read("return shared['a'], shared.get('b'), 'c' in shared") == {"a", "b", "c"}
+    assert read("shared['a'] = x\n    shared.setdefault('b', x)\n    return x(shared)") == set()
+    assert read("return {**shared}") is None and read("return list(shared.values())") is None
+    assert read("return {**shared}", home="bodyplan.space.macros.own") == set()
+
+
+def test_a_class_that_only_passes_on_to_itself_hands_nothing_on():
+    assert hands_on_alone("class A:\n    def f(self, x, shared=None):\n        return self.g(x, shared)\n")
+    assert not hands_on_alone("class A:\n    def f(self, x, shared=None):\n        return self.op.g(x, shared)\n")
