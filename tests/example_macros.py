@@ -46,6 +46,7 @@ NOT_CAUSAL = {
 }
 IMAGES = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
 GRID = {
+    "a stage of another width on a grid": space(bp.Stage(bp.repeat(BLOCK, 2), width=bp.choice(24, 32)), **IMAGES),
     "grid": space((bp.Stage((bp.Block(mixer=bp.DepthwiseConv2d(kernel=bp.choice(3, 5)), channel=bp.MLP()),), stride=1),
                    bp.Stage(bp.repeat(BLOCK, 2), stride=(2, 2), width=bp.choice(24, 32))),
                   **IMAGES),

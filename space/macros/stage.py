@@ -37,6 +37,12 @@ class Resample(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, ceil(T / stride), E], or [B, H, W, D] likewise."""
+        if max(self.kernel) == 1:
+            y: Tensor = F.linear(x_BTD, self.weight.flatten(1), self.bias)
+            return y
+        if x_BTD.ndim - 2 != len(self.stride):
+            raise ValueError(f"a stride needs a number per dimension of the stream: got stride={self.stride} for "
+                             f"{x_BTD.ndim - 2}; write 2 for a sequence, (2, 2) for a grid")
         x_BDT = x_BTD.movedim(-1, 1)
         pads = [p for size, s, k in zip(reversed(x_BDT.shape[2:]), reversed(self.stride), reversed(self.kernel), strict=True)
                 for p in padding(size, s, k)]

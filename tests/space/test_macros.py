@@ -142,3 +142,12 @@ def test_a_network_of_macros_is_drawn_and_compared(space):
     assert all(type(place.operator).__name__ in text for place in first.placed if place.operator.kind == "mixer")
     assert first.diff(first) == "no difference"
     assert (first.diff(second) == "no difference") == (first.genome == second.genome)
+
+
+def test_a_stride_for_sequences_is_refused_on_a_grid():
+    from example_macros import IMAGES
+
+    for body in (bp.Stage((ATTENTION,), stride=2), bp.UShape(inner=(ATTENTION,), stride=2)):
+        model = space(body, **IMAGES).sample(0).build()
+        with pytest.raises(ValueError, match=r"write 2 for a sequence, \(2, 2\) for a grid"):
+            model(torch.randn(1, 1, 28, 28))
