@@ -141,7 +141,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("config", "width", "reference"), CASES, ids=str)
+@pytest.mark.parametrize(("config", "width", "reference"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
 @pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 6)], ids=str)
 def test_operator_computes_its_papers_formula_on_a_grid(config, width, reference, grid):
     module = built(config, width, dtype=torch.float64)
