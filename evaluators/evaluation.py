@@ -22,9 +22,9 @@ from .training import train
 
 if TYPE_CHECKING:
     from ..space.architecture import Architecture
+    from ..space.elastic.supernet import Supernet
     from ..space.genome import Genome
     from ..space.space import Space
-    from ..space.supernet import Supernet
     from .tasks.base import Task
 
 __all__ = ["Evaluator", "evaluate_model"]
@@ -177,7 +177,7 @@ def _sizes(architecture: Architecture) -> dict[str, Any]:
 
 
 def _supernet(space: Space, weights: Weights) -> Supernet:
-    from ..space.supernet import Supernet
+    from ..space.elastic.supernet import Supernet
 
     if not isinstance(weights, Mapping):
         return Supernet.load(space, weights)

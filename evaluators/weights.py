@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from ..space.supernet import touch_masks as union_masks
+from ..space.elastic.supernet import touch_masks as union_masks
 from .optim import Touch
 
 __all__ = ["held_tensors", "is_supernet", "touch_masks"]

@@ -15,8 +15,8 @@ from ..search.executors.base import Job
 
 if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
+    from ..space.elastic.supernet import Supernet
     from ..space.space import Space
-    from ..space.supernet import Supernet
 
 __all__ = ["STRATEGIES", "Record", "Work", "study_space", "training_strategy"]
 
@@ -141,7 +141,7 @@ class Work:
     def _trained(self, job: Job, steps: int, checkpoint: Path | None) -> tuple[Supernet, Any, float]:
         """A new supernet after `steps` steps, the record of its training, and the seconds this call took."""
         from ..evaluators.training import train
-        from ..space.supernet import Supernet
+        from ..space.elastic.supernet import Supernet
 
         net, strategy = Supernet(self.space, seed=job.seed), training_strategy(job.fidelity["strategy"])
         began = time.perf_counter()
@@ -150,7 +150,7 @@ class Work:
         return net, record, time.perf_counter() - began
 
     def _score(self, job: Job) -> dict[str, Any]:
-        from ..space.supernet import Supernet
+        from ..space.elastic.supernet import Supernet
 
         name = job.fidelity["strategy"]
         if self.loaded is None or self.loaded[0] != name:

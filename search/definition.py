@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BodyplanError
-from ..space.counting import NotCountable
+from ..space.counting.counting import NotCountable
 from .front import Criterion
 from .strategies.base import describe
 

@@ -87,7 +87,7 @@ def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
     if not sweep.supernet:
         return None, None
     from ..evaluators.training import train
-    from ..space.supernet import Supernet
+    from ..space.elastic.supernet import Supernet
 
     assert sweep.task is not None
     net = Supernet(sweep.space, seed=sweep.seed)

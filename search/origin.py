@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from ..evaluators.tasks.base import Task
     from ..space.architecture import Architecture
+    from ..space.elastic.supernet import Supernet
     from ..space.space import Space
-    from ..space.supernet import Supernet
     from .sweep import Sweep
 
 __all__ = ["SUPERNET_FILE", "WEIGHTS_FOLDER", "SweepOrigin"]
@@ -84,7 +84,7 @@ class SweepOrigin:
 
     @cached_property
     def _supernet(self) -> Supernet:
-        from ..space.supernet import Supernet
+        from ..space.elastic.supernet import Supernet
 
         path = self.directory / SUPERNET_FILE
         if not path.is_file():

@@ -49,7 +49,7 @@ def train_supernet(session: Session) -> None:
     if not sweep.supernet:
         return
     from ..evaluators.training import train
-    from ..space.supernet import Supernet
+    from ..space.elastic.supernet import Supernet
 
     if session.journal.last("supernet") is not None:
         session.weights = Supernet.load(sweep.space, path).state_numpy()

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .axes import Param
+from .elastic.layout import addresses
 from .genome import Genome
-from .layout import addresses
 from .operator import Length, Operator, tokens_of
 from .plan import flow
+from .stored.versions import ARCHITECTURE, upgraded
 from .tree import Placed, axes_of, lora_params, placed, tally, tally_items
-from .versions import ARCHITECTURE, upgraded
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -190,7 +190,7 @@ class Architecture:
         pattern: "stack" repeats their sequence, "stretch" repeats each in place. Heads keep their size. Raises ValueError
         where sizes do not come out whole. `mup` says how the larger network starts and learns.
         """
-        from .scaling import scale
+        from .scaling.scaling import scale
 
         return scale(self, width, depth, pattern)
 

@@ -209,7 +209,7 @@ def take(stored: Tensor, held: Param, wanted: Param) -> Tensor:
 
     Raises ValueError when an axis of `wanted` is larger than what is held.
     """
-    from .taking import taker
+    from .elastic.taking import taker
 
     return taker(held, wanted)(stored)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .compiled.spec import Gene
 from .genome import Decision
-from .spec import Gene
 
 if TYPE_CHECKING:
     import networkx as nx

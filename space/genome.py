@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .versions import GENOME as SCHEMA_VERSION
-from .versions import upgraded
+from .stored.versions import GENOME as SCHEMA_VERSION
+from .stored.versions import upgraded
 
 __all__ = ["Decision", "Genome", "SCHEMA_VERSION"]
 

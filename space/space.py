@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checking import check_space
 from .choices import Choice
-from .compiling import DROPPED, Compiler
+from .compiled.checking import check_space
+from .compiled.compiling import DROPPED, Compiler
+from .compiled.outline import Outline
+from .compiled.spec import Gene, Node, variants
 from .constraints.rules import listed
 from .constraints.ruling import Ruling
 from .constraints.stored import rules_from, to_stored
-from .crossing import crossover
-from .distance import distance
-from .editing import settlers
+from .counting.estimating import SizeEstimate, estimate_size, numbering, sample_uniform
+from .counting.indexing import in_order
+from .counting.sampling import Acceptance, acceptance, draw, fill, stratified
+from .elastic.layout import MAX_VARIANTS, Homes, Site, Survey, layers_of, loop_sites
 from .encoding import Encoder
-from .estimating import SizeEstimate, estimate_size, numbering, sample_uniform
 from .genome import Decision, Genome
-from .indexing import in_order
-from .layout import MAX_VARIANTS, Homes, Site, Survey, layers_of, loop_sites
 from .operator import Operator
-from .outline import Outline
 from .plan import Loop, Once, Plan
-from .sampling import Acceptance, acceptance, draw, fill, stratified
-from .serialise import SCHEMA_VERSION, from_plain, to_plain
-from .spec import Gene, Node, variants
-from .variation import mutate, neighbours
-from .versions import upgraded
+from .stored.serialise import SCHEMA_VERSION, from_plain, to_plain
+from .stored.versions import upgraded
+from .variation.crossing import crossover
+from .variation.distance import distance
+from .variation.editing import settlers
+from .variation.variation import mutate, neighbours
 
 if TYPE_CHECKING:
     from .architecture import Architecture

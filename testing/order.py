@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..space.elastic.permuting import AxisGroup, Weight, axis_groups, permute, traits_of
 from ..space.operator import Operator
-from ..space.permuting import AxisGroup, Weight, axis_groups, permute, traits_of
 from .modules import built, example_inputs, hold, run
 
 __all__ = ["check_order"]

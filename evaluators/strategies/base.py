@@ -20,8 +20,8 @@ from ...registry import Registry
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
+    from ...space.elastic.supernet import Supernet
     from ...space.space import Space
-    from ...space.supernet import Supernet
 
 __all__ = ["StrategyFunction", "TrainingStrategy", "Visit", "resolve", "sampling_strategies"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...space.compiled.spec import ChoiceNode, Fixed, Gene, Node
+from ...space.elastic.layout import walk
 from ...space.genome import Decision
-from ...space.layout import walk
-from ...space.spec import ChoiceNode, Fixed, Gene, Node
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ...space.compiled.spec import ChoiceNode, Gene, Leaf, RepeatNode
+from ...space.elastic.layout import walk
 from ...space.genome import Decision
-from ...space.layout import walk
-from ...space.spec import ChoiceNode, Gene, Leaf, RepeatNode
 from .base import TrainingStrategy, Visit, check_count
 from .draw import draw, kind_of, sizes_of
 from .layers import layer_groups, named_tensors
 
 if TYPE_CHECKING:
+    from ...space.elastic.supernet import Supernet
     from ...space.space import Space
-    from ...space.supernet import Supernet
 
 __all__ = ["ProgressiveDepth"]
 

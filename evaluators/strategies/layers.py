@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ...space.supernet import Supernet
+    from ...space.elastic.supernet import Supernet
 
 __all__ = ["LayerGroup", "layer_groups", "named_tensors"]
 

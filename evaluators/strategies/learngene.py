@@ -15,8 +15,8 @@ from .layers import LayerGroup, layer_groups, named_tensors
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
+    from ...space.elastic.supernet import Supernet
     from ...space.space import Space
-    from ...space.supernet import Supernet
 
 __all__ = ["Learngene", "linear_expansion"]
 

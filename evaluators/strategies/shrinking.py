@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from ...space.compiled.spec import Gene
 from ...space.genome import Decision
-from ...space.spec import Gene
 from .base import TrainingStrategy, Visit, check_count, check_share
 from .draw import Kind, draw, kind_of, largest, largest_size, sibling_genes
 

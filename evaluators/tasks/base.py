@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...space.spec import variants
+from ...space.compiled.spec import variants
 
 __all__ = ["SPLITS", "Batch", "Task", "candidates", "check_split", "rng_seed"]
 

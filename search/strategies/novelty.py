@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING
 
-from ...space.counting import NotCountable
+from ...space.counting.counting import NotCountable
 from ...space.genome import Genome
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from .base import Told
 
 if TYPE_CHECKING:
     from ...evaluators.objectives import Objective
+    from ...space.compiled.spec import Gene
     from ...space.space import Space
-    from ...space.spec import Gene
     from ..front import Criterion
 
 __all__ = ["OptunaNSGA2", "OptunaTPE", "distributions", "genome_of", "new_study", "parameters_of"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..places import ABSENT, Slots
+from ..counting.places import ABSENT, Slots
 from .expressions import Absent, Constant, Expression, leaves
 
 __all__ = ["Add", "Check", "CheckPart", "CheckPending", "Follow", "Formula", "Saturation", "key_of", "number_of"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable
 
-from ..places import Place
+from ..counting.places import Place
 from .actions import Add, Check, CheckPart, CheckPending, Follow, Formula, Saturation, key_of, number_of
 from .expressions import Comparison, Condition, Constant, Expression, leaves, text_of
 from .leaves import Count, Field, Total, Value

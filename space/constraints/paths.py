@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..places import Place
+from ..counting.places import Place
 
 __all__ = ["field_of", "has_field", "parts_named", "unknown_field", "value_at"]
 

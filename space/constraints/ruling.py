@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..counting import MAX_STATES, Counter, TooManyStates
+from ..compiled.spec import Node
+from ..counting.counting import MAX_STATES, Counter, TooManyStates
+from ..counting.places import Place, places_of
+from ..counting.walking import Step, Walk
 from ..genome import Decision, Genome
-from ..places import Place, places_of
-from ..spec import Node
-from ..walking import Step, Walk
 from .binding import Binder
 from .costs import excess, nearest_of
 from .expressions import Condition, leaves, text_of

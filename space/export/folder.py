@@ -88,7 +88,7 @@ def _check_target(target: Path) -> None:
 def _resolve(what: Any) -> tuple[Architecture, nn.Module]:
     """The architecture of `what` and a copy of its module on the CPU, in evaluation mode."""
     from ..architecture import Architecture
-    from ..supernet import Subnet
+    from ..elastic.supernet import Subnet
 
     if isinstance(what, Subnet):
         module: Any = what.net.extract(what.architecture)

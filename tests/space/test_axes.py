@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bodyplan.space.axes import Axis, Dim, Param, axis, flat_indices, largest, param, take
-from bodyplan.space.taking import taker
+from bodyplan.space.elastic.taking import taker
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

@@ -20,11 +20,11 @@ from bodyplan.space.choices import (
     subset,
     tied,
 )
-from bodyplan.space.compiling import DROPPED, Compiler
+from bodyplan.space.compiled.compiling import DROPPED, Compiler
+from bodyplan.space.compiled.spec import variants, walks
 from bodyplan.space.grammar import rule
 from bodyplan.space.macros.parallel import Parallel
 from bodyplan.space.operator import Operator
-from bodyplan.space.spec import variants, walks
 from example_spaces import make
 from random_spaces import genomes_of, random_space
 

@@ -6,13 +6,13 @@ import random
 import bodyplan as bp
 import numpy as np
 import pytest
-from bodyplan.space import counting
-from bodyplan.space.compiling import Compiler
+from bodyplan.space.compiled.compiling import Compiler
 from bodyplan.space.constraints import cost, count, monotone, total, value, within
 from bodyplan.space.constraints.ruling import Ruling
-from bodyplan.space.counting import NotCountable
+from bodyplan.space.counting import counting
+from bodyplan.space.counting.counting import NotCountable
+from bodyplan.space.counting.indexing import in_order, rank, unrank
 from bodyplan.space.genome import Genome
-from bodyplan.space.indexing import in_order, rank, unrank
 from random_spaces import random_space
 from small_spaces import A, assignments, random_definition, random_rules, size_of
 

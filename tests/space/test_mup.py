@@ -9,12 +9,12 @@ from bodyplan.space import presets
 from bodyplan.space.macros.parallel import Parallel
 from bodyplan.space.macros.residual import CrossLayerKV, HyperConnections, ValueResidual
 from bodyplan.space.macros.stack import Stack
-from bodyplan.space.mup import mup
 from bodyplan.space.operators.grouped_conv import GroupedConv
 from bodyplan.space.operators.inverted_residual import MobileConv
 from bodyplan.space.operators.low_rank import LowRankMLP
 from bodyplan.space.operators.moe import MoE
-from bodyplan.space.twins import twins
+from bodyplan.space.scaling.mup import mup
+from bodyplan.space.scaling.twins import twins
 from operator_examples import Doubled
 
 ATTENTION = bp.Block(mixer=bp.Attention(heads=2, kv_heads=1), channel=bp.SwiGLU(ratio=2))

@@ -6,6 +6,8 @@ import bodyplan as bp
 import pytest
 import torch
 from bodyplan.space.axes import Param, axis, param, take
+from bodyplan.space.elastic.ordering import order_axes
+from bodyplan.space.elastic.permuting import blocks
 from bodyplan.space.macros.cell import Cell
 from bodyplan.space.macros.encoder_decoder import EncoderDecoder
 from bodyplan.space.macros.looped import Looped
@@ -20,8 +22,6 @@ from bodyplan.space.operators.cross_attention import CrossAttention
 from bodyplan.space.operators.grouped_conv import GroupedConv
 from bodyplan.space.operators.low_rank import LowRankMLP
 from bodyplan.space.operators.moe import MoE
-from bodyplan.space.ordering import order_axes
-from bodyplan.space.permuting import blocks
 from example_spaces import macro_space, sparse_space
 from torch import nn
 

@@ -6,9 +6,9 @@ from collections import Counter
 import bodyplan as bp
 import pytest
 from bodyplan.errors import BodyplanError
-from bodyplan.space import estimating
 from bodyplan.space.constraints import cost, count, measure, monotone, value, within
-from bodyplan.space.intervals import proportion
+from bodyplan.space.counting import estimating
+from bodyplan.space.counting.intervals import proportion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_spaces import random_space

@@ -5,7 +5,7 @@ import pytest
 import torch
 from bodyplan.space.macros.looped import Looped
 from bodyplan.space.macros.stage import Stage
-from bodyplan.space.scaling import layer_order
+from bodyplan.space.scaling.scaling import layer_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ import random
 
 import bodyplan as bp
 import pytest
-from bodyplan.space.counting import NotCountable
+from bodyplan.space.counting.counting import NotCountable
 from bodyplan.space.genome import Genome
 from example_spaces import SPACES, default_body, make
 from hypothesis import given, settings

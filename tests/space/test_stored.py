@@ -5,13 +5,13 @@ from pathlib import Path
 
 import bodyplan as bp
 import pytest
-from bodyplan.space import serialise, versions
 from bodyplan.space.architecture import Architecture
 from bodyplan.space.choices import choice, integer, optional, permutation, real, repeat, subset, tied
 from bodyplan.space.genome import Genome
 from bodyplan.space.grammar import rule
 from bodyplan.space.macros.looped import Looped
 from bodyplan.space.macros.stack import Stack
+from bodyplan.space.stored import serialise, versions
 from example_spaces import SPACES, make
 from random_spaces import genomes_of, random_space
 

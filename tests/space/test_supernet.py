@@ -6,7 +6,7 @@ import bodyplan as bp
 import pytest
 import torch
 from bodyplan.evaluators.optim import MaskedAdamW
-from bodyplan.space.supernet import touch_masks
+from bodyplan.space.elastic.supernet import touch_masks
 from example_spaces import SPACES, macro_space, make, sparse_space
 from torch.func import functional_call
 
@@ -256,7 +256,7 @@ def test_a_skeleton_keeps_no_weights_even_when_it_fails():
 
 
 def test_skeletons_are_remembered_up_to_a_number():
-    from bodyplan.space.skeletons import Skeletons
+    from bodyplan.space.elastic.skeletons import Skeletons
 
     space = ALL["sparse"]
     held = Skeletons(most=3, most_leaves=20)

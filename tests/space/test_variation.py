@@ -5,11 +5,11 @@ from collections import Counter
 
 import bodyplan as bp
 import pytest
-from bodyplan.space import variation
 from bodyplan.space.choices import choice, integer, permutation, real, repeat, subset, tied
+from bodyplan.space.compiled.outline import count_of
 from bodyplan.space.genome import Genome
-from bodyplan.space.nearby import adjacent, near_options
-from bodyplan.space.outline import count_of
+from bodyplan.space.variation import variation
+from bodyplan.space.variation.nearby import adjacent, near_options
 from example_spaces import make
 from hypothesis import given, settings
 from hypothesis import strategies as st

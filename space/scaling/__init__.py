@@ -1,0 +1,6 @@
+"""A motif at another size.
+
+    scaling   more layers of the same kind, a wider stream, heads of the same size
+    mup       starting values and learning rates that carry over
+    twins     which parameter of a small network stands for which of a larger one
+"""
