@@ -196,12 +196,13 @@ def test_a_worker_killed_while_idle_costs_no_job():
 
 
 def test_close_stops_running_jobs_and_leaves_nobody():
+    before = set(psutil.Process().children(recursive=True))         # a resource tracker of an earlier test, say
     executor = make_executor("local", workers=2)
     executor.start(Candidate())
     executor.submit(job(0))
     executor.next(60)
     executor.submit(job(1, "hangs"))
-    children = psutil.Process().children(recursive=True)
+    children = set(psutil.Process().children(recursive=True)) - before
     executor.close()
     executor.close()
     assert len(children) == 2 and all(gone(child.pid) for child in children)
