@@ -25,7 +25,7 @@ from bodyplan.testing import (
     check_training,
     check_zero,
 )
-from operator_examples import EXAMPLES, UNVARIED, UNVARIED_OPTIONS
+from operator_examples import EXAMPLES, REFERENCES, UNVARIED, UNVARIED_OPTIONS
 
 torch.set_num_threads(1)
 
@@ -36,7 +36,7 @@ for _module in pkgutil.iter_modules(bodyplan.space.operators.__path__):
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_operator_keeps_the_contract(name):
     (config, width), *smaller = EXAMPLES[name]
-    check_operator(config, width, smaller=smaller)
+    check_operator(config, width, smaller=smaller, reference=REFERENCES.get(name))
 
 
 def test_tied_head_keeps_the_contract():
@@ -47,7 +47,7 @@ def test_every_operator_of_the_package_is_in_the_table():
     ours = {name for name in operators.names()
             if operators.get(name).__module__.startswith("bodyplan.") and operators.get(name).kind != "macro"}
     missing = sorted(ours - set(EXAMPLES))
-    assert not missing, f"give {', '.join(missing)} examples in tests/operator_examples.py: (config, width), largest first"
+    assert not missing, f"give {', '.join(missing)} examples in tests/operator_examples/: (config, width), largest first"
     assert set(EXAMPLES) == ours
 
 
@@ -59,7 +59,7 @@ def test_the_examples_vary_every_axis_of_an_operator(name):
             for each in (a for dim in declared.dims for a in dim.axes()):
                 sizes[each.name].add(each.size)
     alike = {axis for axis, found in sizes.items() if len(found) == 1} - set(UNVARIED.get(name, ()))
-    assert not alike, (f"the examples of {name} in tests/operator_examples.py give {', '.join(sorted(alike))} one size; "
+    assert not alike, (f"the examples of {name} in tests/operator_examples/ give {', '.join(sorted(alike))} one size; "
                        "add an example with another, or say in UNVARIED why there is none")
 
 
@@ -67,7 +67,7 @@ def test_the_examples_vary_every_axis_of_an_operator(name):
 def test_the_examples_vary_every_option_of_an_operator(name):
     values = {f.name: {repr(getattr(config, f.name)) for config, _ in EXAMPLES[name]} for f in fields(EXAMPLES[name][0][0])}
     alike = {option for option, found in values.items() if len(found) == 1} - set(UNVARIED_OPTIONS.get(name, ()))
-    assert not alike, (f"the examples of {name} in tests/operator_examples.py give {', '.join(sorted(alike))} one value; "
+    assert not alike, (f"the examples of {name} in tests/operator_examples/ give {', '.join(sorted(alike))} one value; "
                        "add an example with another, or say in UNVARIED_OPTIONS why there is none")
 
 

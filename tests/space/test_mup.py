@@ -15,7 +15,7 @@ from bodyplan.space.operators.low_rank import LowRankMLP
 from bodyplan.space.operators.moe import MoE
 from bodyplan.space.scaling.mup import mup
 from bodyplan.space.scaling.twins import twins
-from operator_examples import Doubled
+from operator_examples.core import Doubled
 
 ATTENTION = bp.Block(mixer=bp.Attention(heads=2, kv_heads=1), channel=bp.SwiGLU(ratio=2))
 MAMBA = bp.Block(mixer=bp.Mamba2(state=16, head_dim=32), channel=bp.MLP(ratio=2))

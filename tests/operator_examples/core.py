@@ -1,8 +1,4 @@
-"""The table the contract runs over: for every registered operator a few (config, width) pairs.
-
-The largest comes first; the others' weights are parts of its weights. Together they must vary every axis the operator
-declares (`test_contract.py` says which one is missing) and every option that changes what the module does.
-"""
+"""The operators of the first spaces: transformers, state spaces, convolutions, embeddings and heads."""
 
 from __future__ import annotations
 
