@@ -30,9 +30,10 @@ from .weights import held_tensors, is_supernet
 if TYPE_CHECKING:
     from .tasks.base import Task
 
-__all__ = ["TrainingRecord", "learning_rate", "train"]
+__all__ = ["TrainingRecord", "learning_rate", "step_seconds", "train"]
 
 CHECKPOINT_SECONDS = 60.0
+WARMING_STEPS = 2           # before timed ones: the first take fresh memory, and in a new process load what is lazy
 
 
 def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStrategy = "sandwich", lr: float = 3e-3,
@@ -103,6 +104,22 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
             if progress is not None and group.rank == 0:
                 progress(step + 1, steps, loss)
     return trainer.record
+
+
+def step_seconds(model: nn.Module, task: Task, steps: int, clock: Callable[[], float] = time.perf_counter,
+                 **options: Any) -> float:
+    """Seconds of one training step: the mean over `steps` that follow two which warm up.
+
+    The clock runs from the end of one step to the end of another, so that what a training costs once, at its beginning
+    and its end, does not count. The model is trained by it.
+
+    Args:
+        clock: `time.process_time` leaves out what other processes took, and is right where one thread works.
+        options: what `train` takes besides.
+    """
+    ends: list[float] = []
+    train(model, task, WARMING_STEPS + steps, progress=lambda done, of, loss: ends.append(clock()), **options)
+    return (ends[-1] - ends[WARMING_STEPS - 1]) / steps
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float = 0.05) -> float:

@@ -23,7 +23,7 @@ __all__ = ["STRATEGIES", "Record", "Work", "study_space", "training_strategy"]
 STRATEGIES = ("single_path", "multi_path", "fair", "sandwich", "sandwich_plain", "progressive_shrinking", "attentive",
               "two_stage")
 _POINTS = 100           # of a stored loss curve
-_TIMED_STEPS = 6        # of a candidate alone, after two that warm up
+_TIMED_STEPS = 12       # of a candidate alone
 
 
 def study_space() -> Space:
@@ -68,10 +68,13 @@ class Work:
     every training, of a supernet or of a candidate alone, reads the first 95 %; inherited weights are scored on the next
     2.5 %; candidates trained alone are measured on the last 2.5 %. Held-out windows are the same for every model.
 
+    Timings are in seconds of the processor, which a worker's one thread has all to itself on a quiet machine: the strategies
+    get the same work where others take turns on the cores, however busy those were while one of them was timed.
+
     Kinds of job, by the `fidelity` they carry:
 
-        time_alone     seconds per training step of a candidate, over a few steps
-        time_supernet  seconds per training step of a strategy, over a short training of `steps`
+        time_alone     seconds per training step of a candidate, over a few steps, and of a score
+        time_supernet  seconds per training step of a strategy, over `steps` of a short training
         alone          the test score of a candidate after `steps` steps, and that on the scoring split
         supernet       `strategy` for `steps` steps; the weights go to a file in `folder`
         score          the scoring-split score of a candidate with the weights of `strategy`
@@ -104,22 +107,23 @@ class Work:
         return answer
 
     def _time_alone(self, job: Job) -> dict[str, Any]:
-        from ..evaluators.training import train
+        from ..evaluators.training import step_seconds
 
         module = self.space.architecture(job.genome).build(seed=job.seed)
-        train(module, self.task, 2, lr=self.lr)
-        began = time.perf_counter()
-        train(module, self.task, _TIMED_STEPS, lr=self.lr)
-        trained = time.perf_counter()
+        seconds = step_seconds(module, self.task, _TIMED_STEPS, time.process_time, lr=self.lr)
         self.scoring.score(module, "validation", 1)
-        return {"step_seconds": (trained - began) / _TIMED_STEPS,
-                "score_seconds": (time.perf_counter() - trained) * self.scoring.num_batches("validation")}
+        began = time.process_time()
+        self.scoring.score(module, "validation", 1)
+        return {"step_seconds": seconds,
+                "score_seconds": (time.process_time() - began) * self.scoring.num_batches("validation")}
 
     def _time_supernet(self, job: Job) -> dict[str, Any]:
-        steps = int(job.fidelity["steps"])
-        self._trained(job, 2, None)
-        _, _, seconds = self._trained(job, steps, None)
-        return {"step_seconds": seconds / steps}
+        from ..evaluators.training import step_seconds
+        from ..space.elastic.supernet import Supernet
+
+        net, strategy = Supernet(self.space, seed=job.seed), training_strategy(job.fidelity["strategy"])
+        return {"step_seconds": step_seconds(net, self.task, int(job.fidelity["steps"]), time.process_time,
+                                             strategy=strategy, lr=self.supernet_lr, seed=job.seed)}
 
     def _alone(self, job: Job) -> dict[str, Any]:
         from ..evaluators.training import train
@@ -130,24 +134,18 @@ class Work:
                 "train_seconds": record.seconds}
 
     def _supernet(self, job: Job) -> dict[str, Any]:
+        from ..evaluators.training import train
+        from ..space.elastic.supernet import Supernet
+
         path = self._weights(job.fidelity["strategy"])
         checkpoint = path.with_suffix(".checkpoint")
-        net, record, _ = self._trained(job, int(job.fidelity["steps"]), checkpoint)
+        net, strategy = Supernet(self.space, seed=job.seed), training_strategy(job.fidelity["strategy"])
+        record = train(net, self.task, int(job.fidelity["steps"]), strategy=strategy, lr=self.supernet_lr, seed=job.seed,
+                       checkpoint=checkpoint, resume=True)
         net.save(path)
         checkpoint.unlink(missing_ok=True)
         return {"train_seconds": record.seconds, "tokens": record.tokens, "skipped": record.skipped,
                 "losses": _thinned(record.losses)}
-
-    def _trained(self, job: Job, steps: int, checkpoint: Path | None) -> tuple[Supernet, Any, float]:
-        """A new supernet after `steps` steps, the record of its training, and the seconds this call took."""
-        from ..evaluators.training import train
-        from ..space.elastic.supernet import Supernet
-
-        net, strategy = Supernet(self.space, seed=job.seed), training_strategy(job.fidelity["strategy"])
-        began = time.perf_counter()
-        record = train(net, self.task, steps, strategy=strategy, lr=self.supernet_lr, seed=job.seed, checkpoint=checkpoint,
-                       resume=True)
-        return net, record, time.perf_counter() - began
 
     def _score(self, job: Job) -> dict[str, Any]:
         from ..space.elastic.supernet import Supernet

@@ -12,7 +12,7 @@ from bodyplan.evaluators.strategies.multi_path import MultiPath
 from bodyplan.evaluators.strategies.two_stage import TwoStage
 from bodyplan.evaluators.tasks.base import Batch
 from bodyplan.evaluators.trainer import distillation
-from bodyplan.evaluators.training import learning_rate, train
+from bodyplan.evaluators.training import learning_rate, step_seconds, train
 from bodyplan.evaluators.weights import touch_masks
 from torch import nn
 
@@ -253,3 +253,16 @@ def test_image_models_train_by_the_same_loop():
     before = task.score(model)
     train(model, task, steps=60, lr=0.01)
     assert task.score(model) < 40 < before and isinstance(task.batch("train", 0, 0), Batch)
+
+
+def test_the_seconds_of_a_step_leave_out_what_a_training_costs_once(space, task, monkeypatch):
+    now, batch = [0.0], type(task).batch
+
+    def slow(self, split, step, seed):
+        now[0] += 100.0 if step < 2 else 3.0
+        return batch(self, split, step, seed)
+
+    monkeypatch.setattr(type(task), "batch", slow)
+    for steps in (1, 4):
+        assert step_seconds(space.sample(0).build(seed=0), task, steps, lambda: now[0]) == 3.0
+    assert step_seconds(bp.Supernet(space, seed=0), task, 2, lambda: now[0], strategy="single_path") == 3.0

@@ -9,8 +9,9 @@ import torch
 from bodyplan.errors import BodyplanError
 from bodyplan.experiments import fidelity_page, supernet_fidelity
 from bodyplan.experiments.fidelity_page import BEGIN, END, tables, write_page
-from bodyplan.experiments.fidelity_work import Record, study_space, training_strategy
+from bodyplan.experiments.fidelity_work import Record, Work, study_space, training_strategy
 from bodyplan.experiments.supernet_fidelity import Settings, Study
+from bodyplan.search.executors.base import Job
 from bodyplan.search.executors.inline import InlineExecutor
 from bodyplan.search.lock import FileLock
 
@@ -110,6 +111,26 @@ def test_the_minutes_are_divided_between_candidates_and_strategies(tmp_path):
     alone, scores = plan["steps"] * 0.05 * 6, 0.5 * (2 * 6 + 2 * 4)
     assert plan["steps"] % 10 == 0 and alone <= (usable - scores) * 0.45 < alone + 10 * 0.05 * 6
     assert 2 * plan["supernet_seconds"] + alone + scores == pytest.approx(usable, abs=0.1)
+
+
+def test_timings_are_of_the_processor_and_leave_out_what_is_paid_once(tmp_path, monkeypatch):
+    work, now, seen = Work(tmp_path, 1, 8, 5, 0.01, 0.01), [0.0], set()
+    work.setup()
+    batch = type(work.task).batch
+
+    def slow(self, split, step, seed):
+        is_first = split not in seen or (split, step) == ("train", 1)
+        seen.add(split)
+        now[0] += 100.0 if is_first else 2.0 if split == "train" else 0.5
+        return batch(self, split, step, seed)
+
+    monkeypatch.setattr(type(work.task), "batch", slow)
+    monkeypatch.setattr("time.process_time", lambda: now[0])
+    genome = work.space.smallest()
+    alone = work.run(Job(0, "time_alone", genome, 0))
+    assert alone == {"step_seconds": 2.0, "score_seconds": 0.5 * 5}
+    seen.clear()
+    assert work.run(Job(0, "time_supernet", genome, 0, {"strategy": "sandwich", "steps": 3})) == {"step_seconds": 2.0}
 
 
 def test_minutes_that_are_too_few_are_refused_before_any_training(tmp_path):
