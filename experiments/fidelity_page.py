@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 BEGIN, END = "<!-- tables: written by --report, do not edit -->", "<!-- end of tables -->"
 CEILING = "another seed (the ceiling)"
 ACROSS = "another seed, scored on the scoring split"
+ADAPTED = ", adapted"                       # behind the name of a strategy whose candidates trained a little more each
 UNIT = "bits/byte"
 
 
@@ -62,7 +63,8 @@ class Numbers:
         self.here, self.across = (self._of("alone", "scoring", replicate=replicate) for replicate in range(2))
         self.bins = fitting_bins(self.parameters.tolist())
         trained = {line["strategy"]: line for line in record.of("supernet") if "failure" not in line}
-        self.scores = {name: self._of("score", "scoring", strategy=name) for name in trained}
+        self.scores = {name + after: self._of("score", field, strategy=name) for name in trained
+                       for field, after in (("scoring", ""), ("adapted", ADAPTED))}
         self.scores = {name: scores for name, scores in self.scores.items() if not np.isnan(scores).any()}
         self.trained = trained
         self.judged = {name: judge(scores, self.first, self.bins) for name, scores in self._all().items()
@@ -98,14 +100,26 @@ def _about(record: Record) -> list[str]:
     sizes = [c["parameters"] for c in design["candidates"]]
     return [f"Written on {run['date']} by", "", f"    {run['command']}", "",
             f"on {machine['name']}, {s['workers']} workers of one thread, torch {machine['torch']}, "
-            f"{record.seconds_spent() / 60:.1f} minutes in all. Seed {s['seed']}.", "",
+            f"{record.seconds_spent() / 60:.1f} minutes in all{_processor(record, s['workers'])}. Seed {s['seed']}.", "",
             f"Data: {design['data']}. Trainings read the first 95 %, inherited weights are scored on the validation half of "
             "the rest, candidates trained alone are measured on the test half.", "",
             f"Space: {int(design['size']):,} genomes. {len(sizes)} candidates of {min(sizes):,} to {max(sizes):,} "
             f"parameters, each trained alone for {plan.get('steps')} steps of {s['batch']} x {s['length']} bytes (peak "
             f"learning rate {s['lr']:g}), {s['repeated']} of them with a second seed. Supernets at a peak rate of "
-            f"{s['supernet_lr']:g}, planned for {plan.get('supernet_seconds', 0):.0f} s each. Brackets are 95 % percentile "
-            "bootstrap intervals over the candidates (2,000 resamples)."]
+            f"{s['supernet_lr']:g}, planned for {plan.get('supernet_seconds', 0):.0f} s each.{_adaptation(s)} Brackets "
+            "are 95 % percentile bootstrap intervals over the candidates (2,000 resamples)."]
+
+
+def _processor(record: Record, workers: int) -> str:
+    """The time of the processor that the jobs of each worker took, where the study knows it."""
+    spent = sum(line.get("cpu_seconds", 0.0) for line in record.lines)
+    return f", in which the jobs took {spent / workers / 60:.1f} minutes of the processor per worker" if spent else ""
+
+
+def _adaptation(settings: dict[str, Any]) -> str:
+    steps = settings.get("adapt_steps", 0)
+    return f" \"Adapted\": each candidate first trains {steps} steps from what it inherits (peak rate " \
+           f"{settings['adapt_lr']:g}), on the training split." if steps else ""
 
 
 def _spread(numbers: Numbers) -> list[str]:
@@ -132,7 +146,7 @@ def _ranking(numbers: Numbers) -> list[str]:
 
 
 def _effort(numbers: Numbers, name: str) -> list[str]:
-    line = numbers.trained.get(name)
+    line = numbers.trained.get(name.removesuffix(ADAPTED))
     return ["", ""] if line is None else [f"{line['steps']:,}", f"{line['train_seconds']:.0f}"]
 
 

@@ -27,11 +27,11 @@ _TIMED_STEPS = 12       # of a candidate alone
 
 
 def study_space() -> Space:
-    """Hybrid decoders of three or four layers and 100,000 to 240,000 parameters, about 17 million of them.
+    """Hybrid decoders of two to four layers and 50,000 to 240,000 parameters, about 17 million of them.
 
-    The range of sizes is narrow on purpose: where width and depth explain the loss, counting parameters ranks well and a
-    supernet has nothing to add. What differs here is which mixer stands in which layer, its heads, state, window and
-    kernel, the kind of channel mixer, and whether the body runs twice.
+    They differ in size as the candidates of a search do, and in which mixer stands in which layer, its heads, state,
+    window and kernel, the kind of channel mixer, and whether the body runs twice. Size alone ranks well over the whole
+    range and says nothing inside a bin of equal parameters, so both are reported.
     """
     import bodyplan as bp
 
@@ -43,8 +43,8 @@ def study_space() -> Space:
         bp.Hyena())
     channel = bp.choice(bp.SwiGLU(ratio=2), bp.MLP(ratio=3, activation=bp.choice("gelu", "squared_relu")))
     space: Space = bp.Space(
-        embed=bp.TokenEmbedding(vocab=256), width=bp.choice(56, 64),
-        body=bp.repeat(bp.Block(mixer=mixer, channel=channel, norm=bp.RMSNorm()), times=bp.integer(3, 4)),
+        embed=bp.TokenEmbedding(vocab=256), width=bp.choice(48, 64),
+        body=bp.repeat(bp.Block(mixer=mixer, channel=channel, norm=bp.RMSNorm()), times=bp.integer(2, 4)),
         recursion=bp.choice(bp.Once(), bp.Loop(times=2)),
         head=bp.LanguageHead(tied=True))
     return space
@@ -77,7 +77,10 @@ class Work:
         time_supernet  seconds per training step of a strategy, over `steps` of a short training
         alone          the test score of a candidate after `steps` steps, and that on the scoring split
         supernet       `strategy` for `steps` steps; the weights go to a file in `folder`
-        score          the scoring-split score of a candidate with the weights of `strategy`
+        score          the scoring-split score of a candidate with the weights of `strategy`, as inherited and after
+                       `adapt_steps` steps of training from them
+
+    Every answer holds the seconds of the processor that it took.
     """
 
     folder: Path
@@ -86,6 +89,8 @@ class Work:
     held_out: int
     lr: float
     supernet_lr: float
+    adapt_steps: int = 0
+    adapt_lr: float = 0.005
 
     def tasks(self) -> tuple[Task, Task]:
         """The task of training, and that of scoring: the same text, in larger batches."""
@@ -103,8 +108,9 @@ class Work:
 
     def run(self, job: Job) -> dict[str, Any]:
         """The answer to one job; what it raises fails the job."""
+        began = time.process_time()
         answer: dict[str, Any] = getattr(self, f"_{job.kind}")(job)
-        return answer
+        return {**answer, "cpu_seconds": round(time.process_time() - began, 3)}
 
     def _time_alone(self, job: Job) -> dict[str, Any]:
         from ..evaluators.training import step_seconds
@@ -148,13 +154,18 @@ class Work:
                 "losses": _thinned(record.losses)}
 
     def _score(self, job: Job) -> dict[str, Any]:
+        from ..evaluators.training import train
         from ..space.elastic.supernet import Supernet
 
         name = job.fidelity["strategy"]
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = name, Supernet.load(self.space, self._weights(name))
-        module = self.loaded[1].extract(self.space.architecture(job.genome)).eval()
-        return {"scoring": self.scoring.score(module, "validation")}
+        module = self.loaded[1].extract(self.space.architecture(job.genome))
+        answer = {"scoring": self.scoring.score(module, "validation")}
+        if self.adapt_steps:
+            train(module, self.task, self.adapt_steps, lr=self.adapt_lr, seed=job.seed)
+            answer["adapted"] = self.scoring.score(module, "validation")
+        return answer
 
     def _weights(self, strategy: str) -> Path:
         return self.folder / f"{strategy}.safetensors"

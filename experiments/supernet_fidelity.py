@@ -36,7 +36,7 @@ __all__ = ["Settings", "Study", "main"]
 POOL = 30               # random architectures per candidate that the sample is drawn from
 USABLE = 0.88           # of the minutes: the rest is for start-up, timing, and a worker that waits for the last job
 QUICK = {"candidates": 6, "repeated": 4, "length": 32, "batch": 4, "held_out": 2, "steps": 12, "supernet_seconds": 3.0,
-         "timed_steps": 4, "minutes": 2.0, "strategies": ["single_path", "sandwich"]}
+         "adapt_steps": 3, "timed_steps": 4, "minutes": 2.0, "strategies": ["single_path", "sandwich"]}
 Task = tuple[str, dict[str, Any], Job]     # the kind of a line, what identifies it, and the job that makes it
 
 
@@ -48,6 +48,8 @@ class Settings:
     held_out: batches of a score, each of four training batches.
     steps: of a training alone, and supernet_seconds: of each supernet; None takes what fits into the minutes.
     alone_share: of the usable time, for trainings alone.
+    adapt_steps: of a short training from inherited weights, after which a candidate is scored a second time, at a peak
+        rate of adapt_lr; 0 for none.
     timed_steps: of the short training that times a strategy.
     """
 
@@ -63,7 +65,9 @@ class Settings:
     workers: int = 2
     steps: int | None = None
     supernet_seconds: float | None = None
-    alone_share: float = 0.45
+    alone_share: float = 0.3
+    adapt_steps: int = 60
+    adapt_lr: float = 0.005
     timed_steps: int = 40
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class Study:
 
     def _work(self) -> Work:
         s = self.settings
-        return Work(self.folder, s.batch, s.length, s.held_out, s.lr, s.supernet_lr)
+        return Work(self.folder, s.batch, s.length, s.held_out, s.lr, s.supernet_lr, s.adapt_steps, s.adapt_lr)
 
     def run(self, executor: Executor | None = None) -> None:
         """Do what is missing. Raises KeyboardInterrupt after Ctrl-C, once what is running is finished and written, and
@@ -181,7 +185,9 @@ class Study:
         if len(times) < len(self.candidates):
             raise BodyplanError("every candidate is timed before the minutes are divided: "
                                 f"{len(self.candidates) - len(times)} failed, {self.record.path} says why")
-        scoring = sum(times[index]["score_seconds"] * (2 * count + len(self.strategies))
+        scores = len(self.strategies) * (2 if s.adapt_steps else 1)
+        scoring = sum(times[index]["score_seconds"] * (2 * count + scores)
+                      + times[index]["step_seconds"] * s.adapt_steps * len(self.strategies)
                       for index, count in enumerate(s.seeds))
         one_step = sum(times[index]["step_seconds"] * count for index, count in enumerate(s.seeds))
         left = 60 * s.minutes * s.workers * USABLE - scoring
