@@ -52,6 +52,8 @@ _HOMES = {
     "BatchNorm": ".space.operators.batchnorm",
     "CrossAttention": ".space.operators.cross_attention",
     "WindowAttention": ".space.operators.window_attention",
+    "NeighbourhoodAttention": ".space.operators.neighbourhood_attention",
+    "HaloAttention": ".space.operators.halo_attention",
     "ReducedAttention": ".space.operators.reduced_attention",
     "DepthwiseConv2d": ".space.operators.depthwise_conv2d",
     "Conv2d": ".space.operators.conv2d",
