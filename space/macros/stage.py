@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..axes import Dim, Param, as_dim, axis, param
 from ..model import Layers, built_layers
 from ..operator import Length, Source, tokens_of
+from ..operators.spatial import padding
 from .base import Macro, Numbers, Part, Visit, kept
 from .looped import stream_parts
 from .running import initial_state, step_part
@@ -49,13 +50,6 @@ class Resample(nn.Module):
         conv = F.conv1d if x_BDT.ndim == 3 else F.conv2d
         y_BET: Tensor = conv(F.pad(x_BDT, pads), self.weight, self.bias, self.stride)
         return y_BET.movedim(1, -1)
-
-
-def padding(size: int, stride: int, kernel: int) -> tuple[int, int]:
-    """Zeros before and after, so that ceil(size / stride) positions come out, the window centred as far as it can be."""
-    total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
-    before = min((kernel - stride + 1) // 2, total) if kernel > stride else 0
-    return before, total - before
 
 
 class StageLayers(nn.Module):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..axes import Init, Param, axis, param
 from ..operator import Length, Operator, Source
 from .checks import require_whole
+from .layernorm import LayerNorm, LayerNormalisation
+from .spatial import padding
 
 __all__ = ["FrameEmbedding", "ImagePatches", "PatchEmbedding", "StackedFrames", "TokenEmbedding", "TokenTable"]
 
@@ -60,18 +62,28 @@ class TokenEmbedding(Operator):
 
 
 class ImagePatches(nn.Module):
-    """Square patches, projected, plus a learned vector per place; left to right, top to bottom, or as a grid."""
+    """Square patches, projected, plus a learned vector per place; left to right, top to bottom, or as a grid.
+
+    A kernel above the patch takes in pixels around it, zeros outside the image. A norm follows the projection.
+    """
 
     def __init__(self, patch: int, channels: int, rows: int, columns: int, width: int, position: bool = True,
-                 grid: bool = False):
+                 grid: bool = False, kernel: int | None = None, norm: bool = False):
         super().__init__()
         self.patch, self.rows, self.columns, self.grid = patch, rows, columns, grid
-        self.projection = nn.Linear(channels * patch * patch, width, bias=False)
+        self.kernel = kernel or patch
+        self.projection = nn.Linear(channels * self.kernel**2, width, bias=False)
+        self.norm = LayerNormalisation(width) if norm else None
         self.position = nn.Parameter(torch.empty(rows, columns, width)) if position else None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        patches_BPT = F.unfold(pixels_BCHW, self.patch, stride=self.patch)
+        if self.kernel > self.patch:
+            down, across = (padding(size, self.patch, self.kernel) for size in pixels_BCHW.shape[2:])
+            pixels_BCHW = F.pad(pixels_BCHW, (*across, *down))
+        patches_BPT = F.unfold(pixels_BCHW, self.kernel, stride=self.patch)
         x_BTD: Tensor = self.projection(patches_BPT.transpose(1, 2))
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
         if self.position is not None:
             x_BTD = x_BTD + self.position.flatten(0, 1)
         return x_BTD.view(len(x_BTD), self.rows, self.columns, -1) if self.grid else x_BTD
@@ -82,7 +94,9 @@ class PatchEmbedding(Operator):
     """An Image is Worth 16x16 Words (Dosovitskiy et al., 2020). pixels (B, channels, H, W) to (B, patches, width).
 
     patch: side of the square patches. channels: of the images. image: their side, or (height, width). grid: hand on
-    (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector.
+    (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector. kernel: side of
+    overlapping windows around the patches, by default the patch; norm: whether a layer norm follows (both: CvT, Wu et
+    al., 2021).
     """
 
     patch: Any = 4
@@ -90,6 +104,8 @@ class PatchEmbedding(Operator):
     image: Any = 28
     grid: Any = False
     position: Any = True
+    kernel: Any = None
+    norm: Any = False
     kind: ClassVar[str] = "embedding"
     fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
     causal: ClassVar[bool] = False
@@ -117,23 +133,27 @@ class PatchEmbedding(Operator):
                 good = [p for p in range(1, side + 1) if all(s % p == 0 for s in self.sides)]
                 raise ValueError(f"patch must divide image at {where}: got {self.patch} and {self.image}; "
                                  f"use one of {', '.join(map(str, good))}")
+        if self.kernel is not None:
+            require_whole("kernel", self.kernel, where, low=self.patch, instead="use None for patches that do not overlap")
 
     def axes(self, width: int) -> dict[str, Param]:
-        d, (height, wide) = axis("width", width), self.sides
-        down, across = axis("patch_rows", self.patch, "centre"), axis("patch_columns", self.patch, "centre")
+        d, (height, wide), kernel = axis("width", width), self.sides, self.kernel or self.patch
+        down, across = axis("patch_rows", kernel, "centre"), axis("patch_columns", kernel, "centre")
         rows, columns = (axis(name, side // self.patch, "spread") for name, side in (("rows", height), ("columns", wide)))
         table = {"position": param(rows, columns, d, init=Init("normal", gain=0.02))} if self.position else {}
-        return {**table, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
+        norm = {f"norm.{name}": part for name, part in LayerNorm().axes(width).items()} if self.norm else {}
+        return {**table, **norm, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
 
     def build(self, width: int) -> nn.Module:
         height, wide = self.sides
         return ImagePatches(self.patch, self.channels, height // self.patch, wide // self.patch, width,
-                            bool(self.position), bool(self.grid))
+                            bool(self.position), bool(self.grid), self.kernel, bool(self.norm))
 
     def macs(self, width: int, length: int) -> float:
         """The projection of every patch of one image, whatever `length` says."""
         height, wide = self.sides
-        return float(self.channels * height * wide * width)
+        kernel = self.kernel or self.patch
+        return float(self.channels * (height // self.patch) * (wide // self.patch) * kernel**2 * width)
 
     def decode_macs(self, width: int, length: int) -> float:
         return 0.0

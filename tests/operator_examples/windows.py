@@ -6,18 +6,22 @@ import math
 
 import torch
 from bodyplan.space.operator import Operator
+from bodyplan.space.operators.conv_attention import ConvAttention
 from bodyplan.space.operators.halo_attention import HaloAttention
 from bodyplan.space.operators.neighbourhood_attention import NeighbourhoodAttention
 
 __all__ = ["EXAMPLES", "REFERENCES"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
+    "ConvAttention": [
+        (ConvAttention(heads=4, kernel=5, kv_stride=1), 16), (ConvAttention(heads=2, kernel=3, head_dim=3), 8)],
     "HaloAttention": [
         (HaloAttention(heads=4, block=3, halo=2), 16), (HaloAttention(heads=2, block=2, halo=1, head_dim=3), 8),
         (HaloAttention(heads=4, block=3, halo=1, position="bias"), 16),
         (HaloAttention(heads=2, block=4, halo=0, position=None), 8)],
     "NeighbourhoodAttention": [
-        (NeighbourhoodAttention(heads=4, kernel=5), 16), (NeighbourhoodAttention(heads=2, kernel=3, dilation=2, head_dim=3), 8),
+        (NeighbourhoodAttention(heads=4, kernel=5), 16),
+        (NeighbourhoodAttention(heads=2, kernel=3, dilation=2, head_dim=3), 8),
         (NeighbourhoodAttention(heads=2, kernel=3, dilation=3), 8)],
 }
 
@@ -87,4 +91,35 @@ def halo_attention(w, config, x):
     return by_place(x, at) @ w["out.weight"].T
 
 
-REFERENCES = {"HaloAttention": halo_attention, "NeighbourhoodAttention": neighbourhood_attention}
+def batch_norm(w, x, prefix):
+    rows = x.reshape(-1, x.shape[-1])
+    mean = rows.mean(0)
+    y = (rows - mean) / torch.sqrt(((rows - mean) ** 2).mean(0) + 1e-5)
+    return (y * w[f"{prefix}weight"] + w[f"{prefix}bias"]).view(x.shape)
+
+
+def depthwise(x, taps, stride=1):
+    """One filter per channel, place by place, zeros outside: [B, H, W, D]."""
+    half = taps.shape[-1] // 2
+    height, width = x.shape[1:3]
+
+    def at(r, c):
+        return sum(taps[:, i, j] * x[:, r + i - half, c + j - half] for i in range(2 * half + 1) for j in range(2 * half + 1)
+                   if 0 <= r + i - half < height and 0 <= c + j - half < width)
+
+    return torch.stack([torch.stack([at(r, c) for c in range(0, width, stride)], 1) for r in range(0, height, stride)], 1)
+
+
+def conv_attention(w, config, x):
+    def projected(name, stride):
+        y = batch_norm(w, depthwise(as_grid(x), w[f"{name}.taps"], stride), f"{name}.norm.")
+        return heads_of(y.flatten(1, 2), w[f"{name}.project.weight"], config.heads)
+
+    q, k, v = (projected(name, 1 if name == "query" else config.kv_stride) for name in ("query", "key", "value"))
+    y = [attended(each, list(k.unbind(1)), list(v.unbind(1)), [0.0] * k.shape[1]) for each in q.unbind(1)]
+    return (torch.stack(y, 1) @ w["out.weight"].T).view(x.shape)
+
+
+REFERENCES = {
+    "ConvAttention": conv_attention, "HaloAttention": halo_attention, "NeighbourhoodAttention": neighbourhood_attention,
+}
