@@ -11,6 +11,8 @@ trains on a laptop. What a family here leaves out of the original is said in its
     vit, autoformer     images as sequences of patches
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
+    dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
+                        attention
     conformer, squeezeformer, lighthubert   speech
     sizes, pyramids     what they share
 """
@@ -22,8 +24,12 @@ from . import (
     brainformer,
     conformer,
     convnext,
+    cvt,
+    dinat,
     gpt,
+    halonet,
     lighthubert,
+    lit,
     llama,
     mamba2_hybrid,
     metaformer,
@@ -34,5 +40,5 @@ from . import (
     vit,
 )
 
-__all__ = ["autoformer", "brainformer", "conformer", "convnext", "gpt", "lighthubert", "llama", "mamba2_hybrid",
-           "metaformer", "mixed_attention", "pvt", "squeezeformer", "swin", "vit"]
+__all__ = ["autoformer", "brainformer", "conformer", "convnext", "cvt", "dinat", "gpt", "halonet", "lighthubert", "lit",
+           "llama", "mamba2_hybrid", "metaformer", "mixed_attention", "pvt", "squeezeformer", "swin", "vit"]

@@ -8,6 +8,7 @@ import torch
 from bodyplan.space.operator import Operator
 from bodyplan.space.operators.conv_attention import ConvAttention
 from bodyplan.space.operators.halo_attention import HaloAttention
+from bodyplan.space.operators.halo_bottleneck import HaloBottleneck
 from bodyplan.space.operators.neighbourhood_attention import NeighbourhoodAttention
 
 __all__ = ["EXAMPLES", "REFERENCES"]
@@ -19,6 +20,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (HaloAttention(heads=4, block=3, halo=2), 16), (HaloAttention(heads=2, block=2, halo=1, head_dim=3), 8),
         (HaloAttention(heads=4, block=3, halo=1, position="bias"), 16),
         (HaloAttention(heads=2, block=4, halo=0, position=None), 8)],
+    "HaloBottleneck": [
+        (HaloBottleneck(heads=4, head_dim=4, block=3, halo=2, values=1.5), 16),
+        (HaloBottleneck(heads=2, head_dim=3, block=2, halo=0, position=None), 8),
+        (HaloBottleneck(heads=2, head_dim=4, block=3, halo=1, position="bias"), 8)],
     "NeighbourhoodAttention": [
         (NeighbourhoodAttention(heads=4, kernel=5), 16),
         (NeighbourhoodAttention(heads=2, kernel=3, dilation=2, head_dim=3), 8),
@@ -70,6 +75,10 @@ def neighbourhood_attention(w, config, x):
 
 
 def halo_attention(w, config, x):
+    return halo_values(w, config, x) @ w["out.weight"].T
+
+
+def halo_values(w, config, x):
     q, k, v = (heads_of(as_grid(x), w[f"attention.{name}.weight"], config.heads) for name in ("query", "key", "value"))
     height, width, middle = *q.shape[1:3], config.block + config.halo - 1
 
@@ -88,7 +97,13 @@ def halo_attention(w, config, x):
         biases = [position(q[:, r, c], r - i, c - j) for i, j in seen]
         return attended(q[:, r, c], [k[:, i, j] for i, j in seen], [v[:, i, j] for i, j in seen], biases)
 
-    return by_place(x, at) @ w["out.weight"].T
+    return by_place(x, at)
+
+
+def halo_bottleneck(w, config, x):
+    x = batch_norm(w, x @ w["reduce.weight"].T, "reduce_norm.").clamp(min=0)
+    y = batch_norm(w, halo_values(w, config, x), "value_norm.").clamp(min=0)
+    return batch_norm(w, y @ w["out.weight"].T, "out_norm.")
 
 
 def batch_norm(w, x, prefix):
@@ -121,5 +136,6 @@ def conv_attention(w, config, x):
 
 
 REFERENCES = {
-    "ConvAttention": conv_attention, "HaloAttention": halo_attention, "NeighbourhoodAttention": neighbourhood_attention,
+    "ConvAttention": conv_attention, "HaloAttention": halo_attention, "HaloBottleneck": halo_bottleneck,
+    "NeighbourhoodAttention": neighbourhood_attention,
 }
