@@ -165,6 +165,42 @@ def _reduced_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> flo
     return float(batch * smaller * (squares + 2 * module.heads * module.head_dim * math.prod(grid)))
 
 
+def _neighbourhood(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Every token with its neighbours: at most `kernel` along each dimension, or all that are a whole step away."""
+    keys = math.prod(min(module.kernel, math.ceil(size / module.dilation)) for size in inputs[0].shape[1:-1])
+    return float(2 * module.heads * module.head_dim * keys * inputs[0].numel() / inputs[0].shape[-1])
+
+
+def _halo(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """All queries of all blocks with the block and its margin, and with the vectors of offsets down and across."""
+    batch, *grid = inputs[0].shape[:-1]
+    queries, reach = batch, []
+    for size in grid:
+        side = min(module.block, size)
+        queries *= math.ceil(size / side) * math.ceil(side / module.stride)
+        reach.append(side + (2 * module.halo if size > module.block else 0))
+    keys, values = module.key.weight.shape[0], module.value.weight.shape[0]
+    positions = keys * sum(reach) if module.position == "relative" else 0
+    return float(queries * ((keys + values) * math.prod(reach) + positions))
+
+
+def _conv_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Every token with every key of the smaller grid."""
+    batch, *grid = inputs[0].shape[:-1]
+    keys = math.prod(math.ceil(size / module.key.stride) for size in grid)
+    return float(2 * batch * module.out.weight.shape[1] * math.prod(grid) * keys)
+
+
+def _separable(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(output.shape[0] * output.shape[1] * module.taps.numel())
+
+
+def _deformable(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The convolution of the tokens, and the one that says where they lie."""
+    places = output.numel() / output.shape[-1]
+    return float(places * (module.weight.numel() + module.offset.numel()))
+
+
 def _state_space(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """Inside the chunks scores and what they read; between them what states are given and what they give."""
     batch, length = inputs[0].shape[:2]
@@ -251,11 +287,17 @@ _FORMULAS: dict[str, Formula] = {
     "MemoryAttention": _memory_attention,
     "ShiftedWindowAttention": _window_attention,
     "SpatialReductionAttention": _reduced_attention,
+    "DilatedNeighbourhood": _neighbourhood,
+    "HaloValues": _halo,
+    "ConvolutionalProjections": _conv_attention,
+    "SeparableProjection": _separable,
     "DepthwiseConvolution2d": _depthwise_convolution,
     "ConformerConvolution": _depthwise_convolution,
     "ConvolutionUnit": _full_convolution,
     "GroupedConvolution": _short_convolution,
     "Resample": _full_convolution,
+    "OverlappingTokens": _full_convolution,
+    "DeformableTokens": _deformable,
     "Upsample": _transposed_convolution,
     "SparseExperts": _sparse_experts,
     "StateSpaceDuality": _state_space,

@@ -175,7 +175,7 @@ class Architecture:
 
         if format not in ("text", "svg"):
             raise ValueError(f"format must be 'text' or 'svg': got {format!r}")
-        sizes = {name: declared.numel for name, declared in self.parameters.items()}
+        sizes = {name: declared.numel for name, declared in self.parameters.items() if not declared.statistic}
         return drawing.draw_text(self.plan, sizes) if format == "text" else drawing.draw_svg(self.plan, sizes)
 
     def diff(self, other: Architecture) -> str:

@@ -50,6 +50,13 @@ GRID = {
     "grid": space((bp.Stage((bp.Block(mixer=bp.DepthwiseConv2d(kernel=bp.choice(3, 5)), channel=bp.MLP()),), stride=1),
                    bp.Stage(bp.repeat(BLOCK, 2), stride=(2, 2), width=bp.choice(24, 32))),
                   **IMAGES),
+    "overlapping tokens": space((BLOCK, bp.ConvEmbedding(width=bp.choice(None, 32), kernel=bp.choice(2, 3, 5)), BLOCK,
+                                 bp.ConvEmbedding(kernel=3, stride=3), BLOCK), **IMAGES),
+    "tokens at predicted places": space((BLOCK, bp.DeformableMerging(width=bp.choice(None, 32), kernel=bp.choice(2, 3)),
+                                         BLOCK), **IMAGES),
+    "queries on a coarser grid": space((bp.HaloDownsample(
+        width=bp.choice(None, 32), heads=2, head_dim=bp.choice(4, 8), block=bp.choice(2, 4), halo=bp.choice(0, 1),
+        values=bp.choice(1.0, 1.5)), BLOCK), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID

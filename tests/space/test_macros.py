@@ -16,7 +16,7 @@ def test_declarations_are_the_modules_parameters(space):
         module = architecture.build()
         built = {name: tuple(p.shape) for name, p in module.named_parameters()}
         assert built == {name: declared.shape for name, declared in architecture.parameters.items()}
-        assert architecture.cost().parameters == sum(p.numel() for p in module.parameters())
+        assert architecture.cost().parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
         assert not list(module.buffers())
 
 
