@@ -19,14 +19,21 @@ from ..axes import Param, axis, param
 from .checks import require_divisor, require_whole
 from .spatial import rounded_up
 
-__all__ = ["attend_windows", "block_side", "blocks", "check_heads", "gather_windows", "grid_of_windows", "head_size",
-           "neighbours", "projections", "seen_in_windows", "split_heads"]
+__all__ = ["attend_windows", "block_side", "blocks", "check_heads", "gather_windows", "grid_of_interleaved",
+           "grid_of_windows", "head_size", "interleaved", "neighbours", "projections", "seen_in_windows", "split_heads"]
 
 
 def blocks(size: int, block: int, halo: int, device: torch.device) -> Tensor:
     """Places of consecutive blocks with `halo` places more at both ends, [R, block + 2 halo]; not clamped."""
     start_R1 = torch.arange(0, rounded_up(size, block), block, device=device)[:, None]
     return start_R1 + torch.arange(-halo, block + halo, device=device)
+
+
+def interleaved(size: int, window: int, device: torch.device) -> Tensor:
+    """`window` places as far apart as there are windows, [R, A]; from `size` on where that does not come out even."""
+    side = min(window, max(size, 1))
+    windows = -(-size // side)
+    return torch.arange(windows, device=device)[:, None] + windows * torch.arange(side, device=device)
 
 
 def neighbours(size: int, kernel: int, dilation: int, device: torch.device) -> Tensor:
@@ -75,6 +82,12 @@ def grid_of_windows(y_BRCNE: Tensor, sides: tuple[int, int], height: int, width:
     """Windows that lie side by side as a grid again, [B, H, W, E], without what filled up the last ones."""
     y_BRACAE = y_BRCNE.unflatten(3, sides).transpose(2, 3)
     return y_BRACAE.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
+def grid_of_interleaved(y_BRCNE: Tensor, sides: tuple[int, int], height: int, width: int) -> Tensor:
+    """The windows of `interleaved` places as a grid again, [B, H, W, E]."""
+    y_BARACE = y_BRCNE.unflatten(3, sides).permute(0, 3, 1, 4, 2, 5)
+    return y_BARACE.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
 def block_side(block: int, halo: int, size: int) -> tuple[int, int]:

@@ -7,15 +7,26 @@ import math
 import torch
 from bodyplan.space.operator import Operator
 from bodyplan.space.operators.conv_attention import ConvAttention
+from bodyplan.space.operators.conv_channel_attention import ConvChannelAttention
+from bodyplan.space.operators.dynamic_local_conv import DynamicLocalConv
 from bodyplan.space.operators.halo_attention import HaloAttention
 from bodyplan.space.operators.halo_bottleneck import HaloBottleneck
+from bodyplan.space.operators.interleaved_attention import InterleavedAttention
 from bodyplan.space.operators.neighbourhood_attention import NeighbourhoodAttention
+from bodyplan.space.operators.recursive_attention import RecursiveAttention
+from bodyplan.space.operators.token_aware_pooling import TokenAwarePooling
+from bodyplan.space.operators.transposed_attention import TransposedAttention
 
-__all__ = ["EXAMPLES", "REFERENCES"]
+__all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "ConvAttention": [
         (ConvAttention(heads=4, kernel=5, kv_stride=1), 16), (ConvAttention(heads=2, kernel=3, head_dim=3), 8)],
+    "ConvChannelAttention": [
+        (ConvChannelAttention(compress=2, squeeze=4), 16), (ConvChannelAttention(kernel=1, compress=4, scale=0.5), 12)],
+    "DynamicLocalConv": [
+        (DynamicLocalConv(heads=4, kernel=5), 16), (DynamicLocalConv(heads=2, kernel=3, reduction=20), 16),
+        (DynamicLocalConv(heads=2, kernel=1, reduction=1), 8)],
     "HaloAttention": [
         (HaloAttention(heads=4, block=3, halo=2), 16), (HaloAttention(heads=2, block=2, halo=1, head_dim=3), 8),
         (HaloAttention(heads=4, block=3, halo=1, position="bias"), 16),
@@ -24,10 +35,25 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (HaloBottleneck(heads=4, head_dim=4, block=3, halo=2, values=1.5), 16),
         (HaloBottleneck(heads=2, head_dim=3, block=2, halo=0, position=None), 8),
         (HaloBottleneck(heads=2, head_dim=4, block=3, halo=1, position="bias"), 8)],
+    "InterleavedAttention": [
+        (InterleavedAttention(heads=4, window=2, kernel=5), 16),
+        (InterleavedAttention(heads=2, window=3, kernel=None, head_dim=3), 8), (InterleavedAttention(heads=2, window=4), 8)],
     "NeighbourhoodAttention": [
         (NeighbourhoodAttention(heads=4, kernel=5), 16),
         (NeighbourhoodAttention(heads=2, kernel=3, dilation=2, head_dim=3), 8),
         (NeighbourhoodAttention(heads=2, kernel=3, dilation=3), 8)],
+    "RecursiveAttention": [
+        (RecursiveAttention(heads=4, stride=3, most=4), 16), (RecursiveAttention(heads=2, stride=2, most=2), 8),
+        (RecursiveAttention(heads=2, ratio=0.8, most=3), 12)],
+    "TokenAwarePooling": [(TokenAwarePooling(), 16), (TokenAwarePooling(ranges=2), 8), (TokenAwarePooling(ranges=1), 8)],
+    "TransposedAttention": [
+        (TransposedAttention(heads=4, kernel=5), 16), (TransposedAttention(heads=2, weights="softmax", head_dim=3), 8)],
+}
+
+# Axes that have one size in every network: operator, axis -> why.
+UNVARIED: dict[str, dict[str, str]] = {
+    "RecursiveAttention": {way: "the filters behind the recursion are 3 x 3" for way in ("tap_rows", "tap_columns")},
+    "TokenAwarePooling": {way: "the convolutions that weigh are 3 x 3" for way in ("tap_rows", "tap_columns")},
 }
 
 
@@ -135,7 +161,109 @@ def conv_attention(w, config, x):
     return (torch.stack(y, 1) @ w["out.weight"].T).view(x.shape)
 
 
+def interleaved_attention(w, config, x):
+    grid = as_grid(x)
+    q, k, v = (heads_of(grid, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    height, width = grid.shape[1:3]
+    apart = [-(-size // min(config.window, size)) for size in (height, width)]
+
+    def at(r, c):
+        seen = [(i, j) for i in range(height) for j in range(width) if (r - i) % apart[0] == (c - j) % apart[1] == 0]
+        return attended(q[:, r, c], [k[:, i, j] for i, j in seen], [v[:, i, j] for i, j in seen], [0.0] * len(seen))
+
+    y = by_place(x, at) @ w["out.weight"].T
+    return y if config.kernel is None else y + depthwise(grid, w["conv.taps"]).view(x.shape)
+
+
+def convolved(x, taps):
+    """A full convolution place by place, zeros outside."""
+    half = taps.shape[-1] // 2
+    height, width = x.shape[1:3]
+
+    def at(r, c):
+        return sum(x[:, i, j] @ taps[:, :, i - r + half, j - c + half].T for i in range(r - half, r + half + 1)
+                   for j in range(c - half, c + half + 1) if 0 <= i < height and 0 <= j < width)
+
+    return by_place(x, at)
+
+
+def gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def conv_channel_attention(w, config, x):
+    y = convolved(gelu(convolved(as_grid(x), w["compress"])), w["expand"])
+    weight = ((y.mean((1, 2)) @ w["squeeze.weight"].T).clamp(min=0) @ w["restore.weight"].T).sigmoid()
+    return (config.scale * y * weight[:, None, None]).view(x.shape)
+
+
+def layer_norm(w, x, prefix):
+    x = x - x.mean(-1, keepdim=True)
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5) * w[f"{prefix}weight"] + w[f"{prefix}bias"]
+
+
+def recursive_attention(w, config, x):
+    grid = small = as_grid(x)
+    while max(small.shape[1:3]) >= config.most:
+        cells, (rows, columns) = [], small.shape[1:3]
+        for top in range(0, rows, config.stride):
+            cells.append(torch.stack([sum(
+                w["shrink"][:, i - top, j - left] * small[:, i, j] for i in range(top, min(top + config.stride, rows))
+                for j in range(left, min(left + config.stride, columns))) for left in range(0, columns, config.stride)], 1))
+        small = torch.stack(cells, 1)
+    small = gelu(layer_norm(w, depthwise(small, w["local.taps"]) @ w["mix.weight"].T, "norm."))
+    values = small @ w["value.weight"].T
+    values = values + depthwise(values, w["position.taps"])
+    q = heads_of(grid.flatten(1, 2), w["query.weight"], config.heads)
+    k = heads_of(small.flatten(1, 2), w["key.weight"], config.heads)
+    v = values.flatten(1, 2).unflatten(-1, (config.heads, -1))
+    y = [attended(each, list(k.unbind(1)), list(v.unbind(1)), [0.0] * k.shape[1]) for each in q.unbind(1)]
+    return (torch.stack(y, 1) @ w["out.weight"].T).view(x.shape)
+
+
+def token_aware_pooling(w, config, x):
+    grid = as_grid(x)
+    height, width = grid.shape[1:3]
+    scores = convolved(batch_norm(w, convolved(grid, w["first"]), "norm."), w["second"])
+    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+
+    def at(r, c):
+        means = [sum(grid[:, r + i * n, c + j * n] for i in (-1, 0, 1) for j in (-1, 0, 1)
+                     if 0 <= r + i * n < height and 0 <= c + j * n < width) / 9 for n in range(config.ranges)]
+        means[0] = grid[:, r, c]
+        return sum(weights[:, r, c, n, None] * mean for n, mean in enumerate(means))
+
+    return by_place(x, at)
+
+
+def dynamic_local_conv(w, config, x):
+    u = as_grid(x) @ w["input.weight"].T
+    taps = depthwise(u @ w["reduce.weight"].T, w["conv.taps"]) @ w["taps.weight"].T
+    taps = taps.unflatten(-1, (config.heads, config.kernel, config.kernel))
+    heads, half = u.unflatten(-1, (config.heads, -1)), config.kernel // 2
+    height, width = u.shape[1:3]
+
+    def at(r, c):
+        return sum(taps[:, r, c, :, i - r + half, j - c + half, None] * heads[:, i, j]
+                   for i in range(r - half, r + half + 1) for j in range(c - half, c + half + 1)
+                   if 0 <= i < height and 0 <= j < width).flatten(1)
+
+    return by_place(x, at) @ w["out.weight"].T
+
+
+def transposed_attention(w, config, x):
+    q, k, v = (depthwise(as_grid(x) @ w[f"{name}.weight"].T, w[f"{name}_conv.taps"]).flatten(1, 2)
+               .unflatten(-1, (config.heads, -1)) for name in ("query", "key", "value"))
+    q, k = (each / each.square().sum(1, keepdim=True).sqrt() for each in (q, k))
+    scores = torch.einsum("bthp,bthr->bhpr", q, k) * w["temperature"][:, None, None]
+    weights = scores.clamp(min=0) if config.weights == "relu" else scores.softmax(-1)
+    return (torch.einsum("bhpr,bthr->bthp", weights, v).flatten(2) @ w["out.weight"].T).view(x.shape)
+
+
 REFERENCES = {
+    "ConvChannelAttention": conv_channel_attention, "DynamicLocalConv": dynamic_local_conv,
+    "InterleavedAttention": interleaved_attention, "RecursiveAttention": recursive_attention,
+    "TokenAwarePooling": token_aware_pooling, "TransposedAttention": transposed_attention,
     "ConvAttention": conv_attention, "HaloAttention": halo_attention, "HaloBottleneck": halo_bottleneck,
     "NeighbourhoodAttention": neighbourhood_attention,
 }
