@@ -21,8 +21,10 @@ __all__ = ["DynamicFilters", "DynamicLocalConv"]
 
 
 class DynamicFilters(nn.Module):
-    """`out(sum over m of w[m] * input(x)[m])` per place, zeros outside the grid: a filter `w` of kernel x kernel taps for each
-    head, which two matrices and a depthwise convolution over the same neighbourhood make."""
+    """`out(sum over m of w[m] * input(x)[m])` per place, zeros outside the grid.
+
+    Two matrices and a depthwise convolution over the same neighbourhood make `w`, kernel x kernel taps for each head.
+    """
 
     def __init__(self, width: int, heads: int, reduced: int, kernel: int):
         super().__init__()

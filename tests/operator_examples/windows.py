@@ -6,6 +6,7 @@ import math
 
 import torch
 from bodyplan.space.operator import Operator
+from bodyplan.space.operators.causal_neighbourhood import CausalNeighbourhood
 from bodyplan.space.operators.conv_attention import ConvAttention
 from bodyplan.space.operators.conv_channel_attention import ConvChannelAttention
 from bodyplan.space.operators.dynamic_local_conv import DynamicLocalConv
@@ -14,12 +15,16 @@ from bodyplan.space.operators.halo_bottleneck import HaloBottleneck
 from bodyplan.space.operators.interleaved_attention import InterleavedAttention
 from bodyplan.space.operators.neighbourhood_attention import NeighbourhoodAttention
 from bodyplan.space.operators.recursive_attention import RecursiveAttention
+from bodyplan.space.operators.spatial_channel import SpatialChannelCorrelation
 from bodyplan.space.operators.token_aware_pooling import TokenAwarePooling
 from bodyplan.space.operators.transposed_attention import TransposedAttention
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
+    "CausalNeighbourhood": [
+        (CausalNeighbourhood(heads=4, kernel=5), 16), (CausalNeighbourhood(heads=2, kernel=3, dilation=4, head_dim=3), 8),
+        (CausalNeighbourhood(heads=2, kernel=1, dilation=2), 8)],
     "ConvAttention": [
         (ConvAttention(heads=4, kernel=5, kv_stride=1), 16), (ConvAttention(heads=2, kernel=3, head_dim=3), 8)],
     "ConvChannelAttention": [
@@ -45,6 +50,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "RecursiveAttention": [
         (RecursiveAttention(heads=4, stride=3, most=4), 16), (RecursiveAttention(heads=2, stride=2, most=2), 8),
         (RecursiveAttention(heads=2, ratio=0.8, most=3), 12)],
+    "SpatialChannelCorrelation": [
+        (SpatialChannelCorrelation(heads=2, window=4, base=2), 32),
+        (SpatialChannelCorrelation(heads=1, window=3, base=1), 16),
+        (SpatialChannelCorrelation(heads=2, window=2, head_dim=3, compress=2), 16)],
     "TokenAwarePooling": [(TokenAwarePooling(), 16), (TokenAwarePooling(ranges=2), 8), (TokenAwarePooling(ranges=1), 8)],
     "TransposedAttention": [
         (TransposedAttention(heads=4, kernel=5), 16), (TransposedAttention(heads=2, weights="softmax", head_dim=3), 8)],
@@ -53,6 +62,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
     "RecursiveAttention": {way: "the filters behind the recursion are 3 x 3" for way in ("tap_rows", "tap_columns")},
+    "SpatialChannelCorrelation": {
+        "tap_rows": "the small network's convolution is 3 x 3", "tap_columns": "the small network's convolution is 3 x 3",
+        "offset": "an offset is two numbers"},
     "TokenAwarePooling": {way: "the convolutions that weigh are 3 x 3" for way in ("tap_rows", "tap_columns")},
 }
 
@@ -260,7 +272,63 @@ def transposed_attention(w, config, x):
     return (torch.einsum("bhpr,bthr->bthp", weights, v).flatten(2) @ w["out.weight"].T).view(x.shape)
 
 
+def causal_neighbourhood(w, config, x):
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+
+    def at(t):
+        seen = [(step, t - step * config.dilation) for step in range(config.kernel) if t >= step * config.dilation]
+        return attended(q[:, t], [k[:, s] for _, s in seen], [v[:, s] for _, s in seen],
+                        [w["bias"][config.kernel - 1 - step] for step, _ in seen])
+
+    return torch.stack([at(t) for t in range(x.shape[1])], 1) @ w["out.weight"].T
+
+
+def spatial_channel_correlation(w, config, x):
+    """Window by window over the places that exist, every pair with its own offset."""
+    grid = as_grid(x)
+    height, width = grid.shape[1:3]
+    base = min(config.base, config.window)
+    side = config.window // base
+
+    def leaky(y):
+        return torch.where(y > 0, y, 0.2 * y)
+
+    small = leaky(convolved(leaky(grid @ w["compress.weight"].T), w["conv"]))
+    q, v = ((small @ w["expand.weight"].T) * (grid @ w["gate.weight"].T)).chunk(2, -1)
+
+    offsets = [(i, j) for i in range(1 - config.window, config.window) for j in range(1 - config.window, config.window)]
+    biases = torch.tensor(offsets, dtype=x.dtype) @ w["offsets.first.weight"].T
+    for i in range(3):
+        biases = layer_norm(w, biases, f"offsets.norms.{i}.").clamp(min=0) @ w[f"offsets.layers.{i}.weight"].T
+    table = dict(zip(offsets, biases.unbind(0), strict=True))
+
+    def inside(place, size):
+        start = place // config.window * config.window
+        return range(start, min(start + config.window, size))
+
+    def heads(y):
+        return y.unflatten(-1, (config.heads, -1))
+
+    def at(r, c):
+        rows, columns = inside(r, height), inside(c, width)
+        spatial = 0
+        for i in range(base):
+            for j in range(base):
+                top, left = rows.start + i * side, columns.start + j * side
+                cell = [(top + a, left + b, a, b) for a in range(side) for b in range(side)]
+                there = [w["parts"][a, b] * v[:, m, n] for m, n, a, b in cell if m < height and n < width]
+                part = heads(sum(there, torch.zeros_like(v[:, 0, 0])))
+                score = (heads(q[:, r, c]) * part).sum(-1) / part.shape[-1]
+                score = score + sum(table[r - m, c - n] for m, n, _, _ in cell) / side**2
+                spatial = spatial + score[..., None] * part
+        channels = sum(torch.einsum("be,bf,bf->be", q[:, m, n], v[:, m, n], v[:, r, c]) for m in rows for n in columns)
+        return torch.cat([spatial.flatten(1), channels / config.window**2], -1)
+
+    return by_place(x, at) @ w["out.weight"].T
+
+
 REFERENCES = {
+    "CausalNeighbourhood": causal_neighbourhood, "SpatialChannelCorrelation": spatial_channel_correlation,
     "ConvChannelAttention": conv_channel_attention, "DynamicLocalConv": dynamic_local_conv,
     "InterleavedAttention": interleaved_attention, "RecursiveAttention": recursive_attention,
     "TokenAwarePooling": token_aware_pooling, "TransposedAttention": transposed_attention,

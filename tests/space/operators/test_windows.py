@@ -181,6 +181,173 @@ def test_keys_without_a_stride_and_one_tap_are_attention_with_batch_norms():
     torch.testing.assert_close(ours(x), y.view(x.shape), rtol=1e-9, atol=1e-9)
 
 
+# -- among channels, to representatives, of the whole grid ---------------------------------------------------------------
+
+def test_interleaved_windows_of_one_token_apart_are_attention_over_all_of_it():
+    """A window that covers the grid is one window, interleaved or not."""
+    ours, halo = sharing(bp.InterleavedAttention(heads=2, window=9, kernel=None),
+                         bp.HaloAttention(heads=2, block=9, halo=0, position=None), 16, INSIDE[:3])
+    torch.testing.assert_close(ours(grid(5, 7)), halo(grid(5, 7)), rtol=1e-12, atol=1e-12)
+
+
+def test_interleaved_windows_are_windows_of_the_rearranged_grid():
+    ours, windows = sharing(bp.InterleavedAttention(heads=2, window=3, kernel=None),
+                            bp.HaloAttention(heads=2, block=3, halo=0, position=None), 16, INSIDE[:3])
+    x = grid(6, 12)
+    rows, columns = (torch.arange(n).view(3, n // 3).T.flatten() for n in (6, 12))
+    torch.testing.assert_close(ours(x)[:, rows][:, :, columns], windows(x[:, rows][:, :, columns]), rtol=1e-12, atol=1e-12)
+
+
+def test_one_layer_of_interleaved_windows_and_a_filter_reaches_far_and_near():
+    module = built(bp.InterleavedAttention(heads=2, window=3, kernel=3), 16, dtype=torch.float64)
+    x = grid(9, 9).requires_grad_()
+    (gradient,) = torch.autograd.grad(module(x)[0, 4, 4].sum(), x)
+    seen = {tuple(place) for place in gradient[0].abs().sum(-1).nonzero().tolist()}
+    assert seen == {(r, c) for r in (1, 4, 7) for c in (1, 4, 7)} | {(r, c) for r in (3, 4, 5) for c in (3, 4, 5)}
+
+
+def test_a_causal_neighbourhood_longer_than_the_sequence_is_causal_attention():
+    ours, whole = (built(config, 16, dtype=torch.float64) for config in (
+        bp.CausalNeighbourhood(heads=2, kernel=100), bp.Attention(heads=2, rotary=False)))
+    ours.load_state_dict(whole.state_dict() | {"bias": torch.zeros(100, 2)})
+    torch.testing.assert_close(ours(grid(63)), whole(grid(63)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_causal_neighbourhood_without_gaps_and_biases_is_a_sliding_window():
+    ours, window = (built(config, 16, dtype=torch.float64) for config in (
+        bp.CausalNeighbourhood(heads=2, kernel=7), bp.Attention(heads=2, rotary=False, window=7)))
+    ours.load_state_dict(window.state_dict() | {"bias": torch.zeros(7, 2)})
+    torch.testing.assert_close(ours(grid(100)), window(grid(100)), rtol=1e-12, atol=1e-12)
+
+
+def test_the_state_of_a_causal_neighbourhood_stops_growing():
+    config = bp.CausalNeighbourhood(heads=2, kernel=4, dilation=5)
+    assert config.state_numel(16, 15) == config.state_numel(16, 10_000) == 2 * 15 * 16
+
+
+def test_a_grid_that_is_small_enough_represents_itself():
+    """Without recursion, and with the filters at their middle tap, keys are those of every token."""
+    module = built(bp.RecursiveAttention(heads=2, ratio=1.0), 16, dtype=torch.float64)
+    for part in (module.local, module.position):
+        part.taps.data.zero_()
+    module.local.taps.data[:, 1, 1] = 1
+    x = grid(5, 7)
+    tokens = x.flatten(1, 2)
+    keys = torch.nn.functional.gelu(module.norm(module.mix(tokens)))
+    q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2)
+               for part in (module.query(tokens), module.key(keys), module.value(keys)))
+    y = module.out(((q @ k.mT / math.sqrt(8)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(module(x), y.view(x.shape), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "left"), [((64, 64), (4, 4)), ((63, 17), (4, 2)), ((15, 15), (15, 15)),
+                                            ((256, 16), (4, 1))])
+def test_recursion_stops_when_few_places_are_left(size, left):
+    from bodyplan.space.operators.recursive_attention import representatives
+
+    assert representatives(size, 4, 16)[-1] == left
+    module = built(bp.RecursiveAttention(heads=2), 8)
+    assert module.shrunk(grid(*size, width=8, dtype=torch.float32)).shape == (2, *left, 8)
+
+
+def with_keys_that_are_the_queries(weights, heads, temperature):
+    module = built(bp.TransposedAttention(heads=heads, weights=weights), 16, dtype=torch.float64)
+    with torch.no_grad():
+        module.temperature.fill_(temperature)
+        module.key.weight.copy_(module.query.weight)
+        module.key_conv.taps.copy_(module.query_conv.taps)
+    return module
+
+
+@pytest.mark.parametrize("weights", ["relu", "softmax"])
+def test_a_channel_alone_in_its_head_passes_as_it_is(weights):
+    """Its cosine to itself is one, and softmax over one is one."""
+    module, x = with_keys_that_are_the_queries(weights, 16, 1.0), grid(5, 7)
+    torch.testing.assert_close(module(x), module.out(module.value_conv(module.value(x))), rtol=1e-10, atol=1e-10)
+
+
+def test_similarities_below_zero_are_left_out():
+    module = with_keys_that_are_the_queries("relu", 16, -1.0)
+    assert not module(grid(5, 7)).any()
+
+
+def test_filters_of_one_tap_scale_each_token():
+    module = built(bp.DynamicLocalConv(heads=4, kernel=1), 16, dtype=torch.float64)
+    x = grid(5, 7)
+    u = module.input(x)
+    factor = module.taps(module.reduce(u) * module.conv.taps.flatten())
+    torch.testing.assert_close(module(x), module.out(u * factor.repeat_interleave(4, -1)), rtol=1e-12, atol=1e-12)
+
+
+def test_one_range_pools_nothing():
+    x = grid(5, 7)
+    torch.testing.assert_close(built(bp.TokenAwarePooling(ranges=1), 16, dtype=torch.float64)(x), x, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_weights_average_the_averages():
+    module = built(bp.TokenAwarePooling(ranges=3), 16, dtype=torch.float64)
+    module.second.data.zero_()
+    x = torch.ones(1, 9, 9, 16, dtype=torch.float64)
+    y = module(x).detach()
+    assert torch.allclose(y[0, 4, 4], torch.ones(16, dtype=torch.float64))
+    assert y[0, 0, 0, 0].item() == pytest.approx((1 + 4 / 9 + 4 / 9) / 3)                # zeros outside, as in the paper's code
+
+
+def test_a_gate_of_one_half_and_no_squeeze_halves_two_convolutions():
+    module = built(bp.ConvChannelAttention(scale=0.5), 30, dtype=torch.float64)
+    module.restore.weight.data.zero_()
+    x = grid(5, 7, width=30)
+    h = torch.nn.functional.gelu(torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), module.compress, padding=1))
+    y = torch.nn.functional.conv2d(h, module.expand, padding=1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(module(x), 0.25 * y, rtol=1e-12, atol=1e-12)
+
+
+def test_the_hybrid_block_is_windows_beside_channel_attention():
+    block = bp.Block(mixer=bp.Parallel(branches=(bp.WindowAttention(heads=2, window=4, shift=True),
+                                                 bp.ConvChannelAttention(scale=0.01))), channel=bp.MLP(ratio=2))
+    space = bp.Space(embed=bp.PatchEmbedding(patch=2, image=16, grid=True, position=False), width=16, body=(
+        block, bp.Block(mixer=bp.HaloAttention(heads=2, block=4, halo=1, position="bias"), channel=bp.MLP(ratio=2))),
+        head=bp.ClassifierHead(classes=5))
+    assert space.sample(0).build(seed=0)(torch.randn(2, 1, 16, 16)).isfinite().all()
+
+
+def test_correlations_cost_in_proportion_to_the_window():
+    """From base on, a token's products do not depend on the window, so that windows may grow from layer to layer."""
+    def products(window):
+        config = bp.SpatialChannelCorrelation(heads=2, window=window)
+        offsets = (2 * window - 1) ** 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2)
+        return config.macs(32, (128, 128)) - offsets
+
+    assert products(8) == products(16) == products(64)
+
+
+def test_windows_of_the_base_size_correlate_place_with_place():
+    module = built(bp.SpatialChannelCorrelation(heads=1, window=4), 16, dtype=torch.float64)
+    module.parts.data.fill_(1)
+    q, v = grid(1, 1, 16, width=8), grid(1, 1, 16, width=8, seed=2)
+    ours = module.along_space(q, v)
+    torch.testing.assert_close(ours, (q @ v.mT / 8 + module.bias(q)[0]) @ v, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [
+    bp.RecursiveAttention(heads=2), bp.TransposedAttention(heads=2), bp.DynamicLocalConv(heads=2), bp.TokenAwarePooling(),
+    bp.ConvChannelAttention(), bp.InterleavedAttention(heads=2), bp.SpatialChannelCorrelation(heads=2),
+    bp.CausalNeighbourhood(heads=2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_stays_finite(config, dtype):
+    with torch.no_grad():
+        y = built(config, 16).to(dtype)(grid(63, dtype=torch.float32).to(dtype))
+    assert y.dtype == dtype and y.isfinite().all()
+
+
+@pytest.mark.parametrize("config", [
+    bp.RecursiveAttention(heads=2), bp.TransposedAttention(heads=2), bp.DynamicLocalConv(heads=2), bp.TokenAwarePooling(),
+    bp.SpatialChannelCorrelation(heads=2), bp.CausalNeighbourhood(heads=2, dilation=16)], ids=str)
+def test_sixteen_thousand_tokens_of_linear_mixers_are_finite(config):
+    with torch.no_grad():
+        assert built(config, 8)(grid(16384, width=8, dtype=torch.float32)[:1]).isfinite().all()
+
+
 # -- transitions -------------------------------------------------------------------------------------------------------
 
 def transition(item, width=8, dtype=torch.float64):
@@ -273,6 +440,20 @@ def test_queries_on_a_coarser_grid_are_those_of_the_fine_one():
     (bp.HaloAttention(position="relativ"), "unknown position 'relativ'; did you mean 'relative'"),
     (bp.HaloBottleneck(values=0), "values must be a positive number at here: got 0"),
     (bp.HaloBottleneck(head_dim=None), "head_dim must be a whole number"),
+    (bp.CausalNeighbourhood(kernel=0), "kernel must be a whole number of at least 1"),
+    (bp.InterleavedAttention(window=0), "window must be a whole number of at least 1"),
+    (bp.InterleavedAttention(kernel=2), "kernel must be odd at here: got 2; use 1 or 3"),
+    (bp.RecursiveAttention(heads=3), "heads must divide width at here: got 3 and 16; use 2 or 4"),
+    (bp.RecursiveAttention(stride=1), "stride must be a whole number of at least 2 at here: got 1"),
+    (bp.RecursiveAttention(most=1), "most must be a whole number of at least 2 at here: got 1; a grid of one place"),
+    (bp.RecursiveAttention(ratio=0), "ratio must be a positive number at here: got 0"),
+    (bp.TransposedAttention(heads=4, weights="rely"), "unknown weights 'rely'; did you mean 'relu'"),
+    (bp.DynamicLocalConv(heads=5), "heads must divide width at here: got 5 and 16; use 2 or 4"),
+    (bp.DynamicLocalConv(heads=4, reduction=0), "reduction must be a whole number"),
+    (bp.TokenAwarePooling(ranges=0), "ranges must be a whole number of at least 1"),
+    (bp.ConvChannelAttention(squeeze=0), "squeeze must be a whole number of at least 1"),
+    (bp.SpatialChannelCorrelation(window=12), "base must divide window at here: got 8 and 12; use"),
+    (bp.SpatialChannelCorrelation(heads=3), "2 . heads must divide width at here: got 6 and 16; use 4 or 8"),
     (bp.ConvAttention(kernel=2), "kernel must be odd at here: got 2; use 1 or 3"),
     (bp.ConvAttention(kv_stride=0), "kv_stride must be a whole number of at least 1 at here: got 0; use 1 for a key"),
     (bp.ConvEmbedding(kernel=1), "kernel must be a whole number of at least 2 at here: got 1; a kernel covers its stride"),
