@@ -292,6 +292,7 @@ _FORMULAS: dict[str, Formula] = {
     "ConvolutionalProjections": _conv_attention,
     "SeparableProjection": _separable,
     "DepthwiseConvolution2d": _depthwise_convolution,
+    "GridFilters": _depthwise_convolution,
     "ConformerConvolution": _depthwise_convolution,
     "ConvolutionUnit": _full_convolution,
     "GroupedConvolution": _short_convolution,

@@ -35,9 +35,9 @@ class SubsampledQueries(nn.Module):
         self.stride, self.shortcut, self.norm, self.branch = stride, shortcut, norm, branch
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BHWD = as_grid(x)
-        y_BHWE: Tensor = self.norm(self.shortcut(x_BHWD[:, ::self.stride, ::self.stride])) + self.branch(x_BHWD)
-        return shaped_like(x, y_BHWE)
+        y_BHWE = self.norm(self.shortcut(as_grid(x)[:, ::self.stride, ::self.stride]))
+        y: Tensor = shaped_like(x, y_BHWE) + self.branch(x)
+        return y
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..axes import Param, axis
 from ..operator import Length, Operator, Source, tokens_of
 from .batchnorm import BatchNorm, BatchNormalisation
 from .checks import require_whole
-from .depthwise_conv2d import square_taps
+from .depthwise_conv2d import filtered, square_taps
 from .spatial import as_grid, grid_of, require_odd
 from .windows import check_heads, head_size, projections
 
@@ -36,9 +36,7 @@ class SeparableProjection(nn.Module):
         self.project = nn.Linear(width, inner, bias=False)
 
     def forward(self, x_BHWD: Tensor) -> Tensor:
-        x_BDHW, kernel = x_BHWD.permute(0, 3, 1, 2), self.taps.shape[-1]
-        y_BDHW = F.conv2d(x_BDHW, self.taps[:, None], stride=self.stride, padding=kernel // 2, groups=self.taps.shape[0])
-        y_BSE: Tensor = self.project(self.norm(y_BDHW.flatten(2).transpose(1, 2)))
+        y_BSE: Tensor = self.project(self.norm(filtered(x_BHWD, self.taps, self.stride).flatten(1, 2)))
         return y_BSE
 
 

@@ -17,13 +17,31 @@ from ..operator import Length, Operator, Source, tokens_of
 from .short_conv import tap_init
 from .spatial import as_grid, require_odd
 
-__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "square_taps"]
+__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "GridFilters", "filtered", "square_taps"]
 
 
 def square_taps(channels: Axis | Dim, kernel: int) -> Param:
     """One square filter per channel; a smaller kernel is the middle of a larger one."""
     return param(channels, axis("tap_rows", kernel, "centre"),
                  axis("tap_columns", kernel, "centre"), init=tap_init(kernel * kernel))
+
+
+def filtered(x_BHWD: Tensor, taps_DSS: Tensor, stride: int = 1) -> Tensor:
+    """One filter per channel over a grid, zeros outside, at every `stride`-th place: [B, ceil(H / stride), ..., D]."""
+    x_BDHW, kernel = x_BHWD.permute(0, 3, 1, 2), taps_DSS.shape[-1]
+    y_BDHW = F.conv2d(x_BDHW, taps_DSS[:, None], stride=stride, padding=kernel // 2, groups=taps_DSS.shape[0])
+    return y_BDHW.permute(0, 2, 3, 1)
+
+
+class GridFilters(nn.Module):
+    """A depthwise convolution inside an operator, whose stream is a grid whatever came in."""
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        self.taps = nn.Parameter(torch.empty(width, kernel, kernel))
+
+    def forward(self, x_BHWD: Tensor) -> Tensor:
+        return filtered(x_BHWD, self.taps)
 
 
 class DepthwiseConvolution2d(nn.Module):

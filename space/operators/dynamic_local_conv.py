@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_divisor, require_whole
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import GridFilters, square_taps
 from .spatial import as_grid, require_odd
 from .windows import blocks, gather_windows, seen_in_windows, split_heads
 
@@ -31,7 +31,7 @@ class DynamicFilters(nn.Module):
         self.heads, self.kernel = heads, kernel
         self.input = nn.Linear(width, width, bias=False)
         self.reduce = nn.Linear(width, reduced, bias=False)
-        self.conv = DepthwiseConvolution2d(reduced, kernel)
+        self.conv = GridFilters(reduced, kernel)
         self.taps = nn.Linear(reduced, heads * kernel * kernel, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..axes import Param, axis
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import GridFilters, square_taps
 from .spatial import as_grid, grid_of, require_odd
 from .windows import (
     attend_windows,
@@ -43,7 +43,7 @@ class InterleavedWindows(nn.Module):
         self.key = nn.Linear(width, heads * head_dim, bias=False)
         self.value = nn.Linear(width, heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, width, bias=False)
-        self.conv = None if kernel is None else DepthwiseConvolution2d(width, kernel)
+        self.conv = None if kernel is None else GridFilters(width, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)

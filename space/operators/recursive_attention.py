@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..axes import Param, axis, param, renamed
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_divisor, require_whole
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import GridFilters, square_taps
 from .layernorm import LayerNorm, LayerNormalisation
 from .short_conv import tap_init
 from .spatial import as_grid, grid_of
@@ -41,13 +41,13 @@ class RecursiveGeneralisation(nn.Module):
         super().__init__()
         self.heads, self.stride, self.most = heads, stride, most
         self.shrink = nn.Parameter(torch.empty(width, stride, stride))
-        self.local = DepthwiseConvolution2d(width, 3)
+        self.local = GridFilters(width, 3)
         self.mix = nn.Linear(width, heads * head_dim, bias=False)
         self.norm = LayerNormalisation(heads * head_dim)
         self.query = nn.Linear(width, heads * head_dim, bias=False)
         self.key = nn.Linear(heads * head_dim, heads * head_dim, bias=False)
         self.value = nn.Linear(heads * head_dim, width, bias=False)
-        self.position = DepthwiseConvolution2d(width, 3)
+        self.position = GridFilters(width, 3)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...registry import unknown
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import GridFilters, square_taps
 from .spatial import as_grid, require_odd
 from .windows import check_heads, head_size, projections
 
@@ -36,7 +36,7 @@ class ChannelSimilarities(nn.Module):
         self.heads, self.weights = heads, weights
         inner = heads * head_dim
         self.query, self.key, self.value = (nn.Linear(width, inner, bias=False) for _ in range(3))
-        self.query_conv, self.key_conv, self.value_conv = (DepthwiseConvolution2d(inner, kernel) for _ in range(3))
+        self.query_conv, self.key_conv, self.value_conv = (GridFilters(inner, kernel) for _ in range(3))
         self.temperature = nn.Parameter(torch.ones(heads))
         self.out = nn.Linear(inner, width, bias=False)
 

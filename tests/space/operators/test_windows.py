@@ -290,7 +290,7 @@ def test_equal_weights_average_the_averages():
     x = torch.ones(1, 9, 9, 16, dtype=torch.float64)
     y = module(x).detach()
     assert torch.allclose(y[0, 4, 4], torch.ones(16, dtype=torch.float64))
-    assert y[0, 0, 0, 0].item() == pytest.approx((1 + 4 / 9 + 4 / 9) / 3)                # zeros outside, as in the paper's code
+    assert y[0, 0, 0, 0].item() == pytest.approx((1 + 4 / 9 + 4 / 9) / 3)     # zeros outside, as in the authors' code
 
 
 def test_a_gate_of_one_half_and_no_squeeze_halves_two_convolutions():
