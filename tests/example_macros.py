@@ -39,7 +39,7 @@ CAUSAL = {
 NOT_CAUSAL = {
     "pyramid": space((bp.Stage((BLOCK,), stride=2, width=bp.choice(16, 32)),
                       bp.Stage((BLOCK,), stride=2, kernel=3, width=40, norm=bp.RMSNorm())), head=bp.LanguageHead(tied=False)),
-    "transitions of a sequence": space((BLOCK, bp.ConvEmbedding(), BLOCK, bp.DeformableMerging(width=bp.choice(None, 32)), BLOCK,
+    "transitions of a sequence": space((bp.ConvEmbedding(), BLOCK, bp.DeformableMerging(width=bp.choice(None, 32)), BLOCK,
                                         bp.HaloDownsample(heads=2, head_dim=4, block=4, halo=1), BLOCK),
                                        head=bp.LanguageHead(tied=False)),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
