@@ -45,7 +45,7 @@ class DeformableTokens(nn.Module):
         rows, columns = ((-(-size // self.stride) - 1) * self.stride + kernel for size in (height, width))
         filled_BDHW = F.pad(x_BDHW, (0, max(columns - width, 0), 0, max(rows - height, 0)))
         steps = F.conv2d(filled_BDHW, self.offset, self.offset_bias, self.stride)
-        steps_B2SSRC = steps.unflatten(1, (kernel, kernel, 2)).permute(0, 3, 1, 2, 4, 5)
+        steps_B2SSRC = torch.unflatten(steps, 1, (kernel, kernel, 2)).permute(0, 3, 1, 2, 4, 5)
         sampled_BDHW = sampled(x_BDHW, steps_B2SSRC, self.stride)
         y_BRCE = F.conv2d(sampled_BDHW, self.weight, stride=kernel).permute(0, 2, 3, 1)
         return shaped_like(x, F.gelu(self.norm(y_BRCE)))

@@ -1,6 +1,7 @@
 """Attention of every token to a few before it, with gaps or without.
 
-Legend: B batch, T new tokens, S tokens in reach, D width, K heads, P head_dim, M neighbours (kernel).
+Legend: B batch, T new tokens, S tokens in reach, D width, K heads, P head_dim, M neighbours (kernel),
+N neighbours of all tokens (T * M).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class NeighboursBefore(nn.Module):
         new, reach = q_BTKP.shape[1], k_BSKP.shape[1]
         steps_M = torch.arange(1 - self.kernel, 1, device=q_BTKP.device)
         place_TM = torch.arange(reach - new, reach, device=q_BTKP.device)[:, None] + self.dilation * steps_M
-        k_BTKMP, v_BTKMP = (part.index_select(1, place_TM.clamp(min=0).flatten()).unflatten(1, place_TM.shape).transpose(2, 3)
+        index_N = place_TM.clamp(min=0).flatten()
+        k_BTKMP, v_BTKMP = (torch.unflatten(part.index_select(1, index_N), 1, place_TM.shape).transpose(2, 3)
                             for part in (k_BSKP, v_BSKP))
         scores_BTK1M = q_BTKP[:, :, :, None] @ k_BTKMP.transpose(-1, -2) / math.sqrt(self.head_dim)
         scores_BTK1M = (scores_BTK1M + self.bias.T[:, None]).masked_fill(place_TM[:, None, None] < 0, -torch.inf)

@@ -76,7 +76,7 @@ class ConvAttention(Operator):
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
-    source: ClassVar[Source] = Source("CvT: Introducing Convolutions to Vision Transformers", 2021, systems=("S032",))
+    source: ClassVar[Source] = Source("CvT: Introducing Convolutions to Vision Transformers", 2021, options=("S032",))
 
     def check(self, width: int, where: str) -> None:
         check_heads(self, width, where)

@@ -57,7 +57,7 @@ class ConvChannelAttention(Operator):
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
-    source: ClassVar[Source] = Source("HAT: Hybrid Attention Transformer for Image Restoration", 2023, systems=("S256",))
+    source: ClassVar[Source] = Source("HAT: Hybrid Attention Transformer for Image Restoration", 2023, options=("S256",))
 
     def check(self, width: int, where: str) -> None:
         require_whole("compress", self.compress, where)

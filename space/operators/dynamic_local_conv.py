@@ -63,7 +63,7 @@ class DynamicLocalConv(Operator):
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
     source: ClassVar[Source] = Source("DLGSANet: Lightweight Dynamic Local and Global Self-Attention Networks for Image "
-                                      "Super-Resolution", 2023, systems=("S244",))
+                                      "Super-Resolution", 2023, options=("S244",))
 
     def check(self, width: int, where: str) -> None:
         require_whole("heads", self.heads, where)
@@ -72,7 +72,7 @@ class DynamicLocalConv(Operator):
         require_whole("reduction", self.reduction, where)
 
     def _reduced(self, width: int) -> int:
-        return max(width // self.reduction, 1)
+        return int(max(width // self.reduction, 1))
 
     def axes(self, width: int) -> dict[str, Param]:
         d, reduced, heads = axis("width", width), axis("reduced", self._reduced(width)), axis("heads", self.heads)

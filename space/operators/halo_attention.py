@@ -90,7 +90,7 @@ class HaloValues(nn.Module):
             return logits + bias_UUAAK.flatten(2, 3).flatten(0, 1).permute(2, 0, 1)
         if self.position is None:
             return logits
-        q = q_BRCKNP.unflatten(-2, (down_UA.shape[0], across_UA.shape[0]))
+        q = torch.unflatten(q_BRCKNP, -2, (down_UA.shape[0], across_UA.shape[0]))
         down = torch.einsum("...uwp,uap->...uwa", q, self.rows[down_UA + centre])
         across = torch.einsum("...uwp,wap->...uwa", q, self.columns[across_UA + centre])
         return logits + (down[..., None] + across[..., None, :]).flatten(-2).flatten(-3, -2)
@@ -171,7 +171,7 @@ class HaloAttention(Operator):
         filled = math.prod(-(-size // side) * side for size in grid_of(length)
                            for side in [block_side(self.block, self.halo, size)[0]])
         projected = width * inner * (3 * tokens_of(length) + filled)
-        return projected + halo_products(length, self.block, self.halo, inner, inner, self.position)
+        return float(projected) + halo_products(length, self.block, self.halo, inner, inner, self.position)
 
     def decode_macs(self, width: int, length: Length) -> float:
         """A whole pass: an operator that looks ahead has no next token."""

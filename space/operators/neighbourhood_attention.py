@@ -83,7 +83,8 @@ class NeighbourhoodAttention(Operator):
     kernel: side of the neighbourhood, odd; a smaller one reads the middle of the table of biases. dilation: step between
     neighbours; layers alternate 1 and up to side / kernel. head_dim defaults to width / heads. A sequence is a grid of one
     column. Linear in tokens: kernel**2 keys each, gathered, so memory grows by as much. On a grid of fewer than kernel *
-    dilation places a side a token sees all of its step (the authors' code fills up with zeros that are seen).
+    dilation places a side a token sees all of its step (the authors' code fills up with zeros that are seen). Attention
+    inside the windows of a convolution, as in TiC (Zhang et al., 2023), differs at the borders, where windows are cut off.
     """
 
     heads: Any = 4
@@ -94,7 +95,8 @@ class NeighbourhoodAttention(Operator):
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
-    source: ClassVar[Source] = Source("Dilated Neighborhood Attention Transformer", 2022, systems=("S012",))
+    source: ClassVar[Source] = Source("Dilated Neighborhood Attention Transformer", 2022, systems=("S012",),
+                                      options=("S126",))
 
     def check(self, width: int, where: str) -> None:
         check_heads(self, width, where)

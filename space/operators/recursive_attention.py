@@ -91,7 +91,7 @@ class RecursiveAttention(Operator):
                                       options=("S299",))
 
     def _head_dim(self, width: int) -> int:
-        return max(round(self.ratio * width / self.heads), 1)
+        return int(max(round(self.ratio * width / self.heads), 1))
 
     def check(self, width: int, where: str) -> None:
         require_whole("heads", self.heads, where)

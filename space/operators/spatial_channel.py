@@ -79,9 +79,9 @@ class Correlations(nn.Module):
 
     def along_space(self, q_BRNE: Tensor, v_BRNE: Tensor) -> Tensor:
         side = self.window // self.base
-        cells = v_BRNE.unflatten(3, (self.base, side, self.base, side)).transpose(4, 5).flatten(5, 6).flatten(3, 4)
+        cells = torch.unflatten(v_BRNE, 3, (self.base, side, self.base, side)).transpose(4, 5).flatten(5, 6).flatten(3, 4)
         part_BRGE = (cells.transpose(-1, -2) @ self.parts.reshape(-1, 1)).squeeze(-1)
-        q_BRKNP, part_BRKGP = (each.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for each in (q_BRNE, part_BRGE))
+        q_BRKNP, part_BRKGP = (torch.unflatten(each, -1, (self.heads, -1)).transpose(-2, -3) for each in (q_BRNE, part_BRGE))
         scores_BRKNG = q_BRKNP @ part_BRKGP.transpose(-1, -2) / q_BRKNP.shape[-1]
         return ((scores_BRKNG + self.bias(q_BRNE)) @ part_BRKGP).transpose(-2, -3).flatten(-2)
 
@@ -121,7 +121,7 @@ class SpatialChannelCorrelation(Operator):
     keeps_zero: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"offset": "down, then across"}
     source: ClassVar[Source] = Source("HiT-SR: Hierarchical Transformer for Efficient Image Super-Resolution", 2024,
-                                      systems=("S197",))
+                                      options=("S197",))
 
     def check(self, width: int, where: str) -> None:
         require_whole("heads", self.heads, where)

@@ -71,7 +71,7 @@ class TransposedAttention(Operator):
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
     source: ClassVar[Source] = Source("DLGSANet: Lightweight Dynamic Local and Global Self-Attention Networks for Image "
-                                      "Super-Resolution", 2023, systems=("S244",))
+                                      "Super-Resolution", 2023, options=("S244",))
 
     def check(self, width: int, where: str) -> None:
         check_heads(self, width, where)

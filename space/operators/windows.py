@@ -54,8 +54,8 @@ def gather_windows(x_BHWE: Tensor, rows_RA: Tensor, columns_CA: Tensor) -> Tenso
     """The places of all windows, [B, R, C, A * A, E]; places off the grid give the nearest one on it."""
     _, height, width, _ = x_BHWE.shape
     down, across = rows_RA.clamp(0, height - 1), columns_CA.clamp(0, width - 1)
-    x_BRAWE = x_BHWE.index_select(1, down.flatten()).unflatten(1, down.shape)
-    x_BRACAE = x_BRAWE.index_select(3, across.flatten()).unflatten(3, across.shape)
+    x_BRAWE = torch.unflatten(x_BHWE.index_select(1, down.flatten()), 1, down.shape)
+    x_BRACAE = torch.unflatten(x_BRAWE.index_select(3, across.flatten()), 3, across.shape)
     return x_BRACAE.transpose(2, 3).flatten(3, 4)
 
 
@@ -68,7 +68,7 @@ def seen_in_windows(height: int, width: int, rows_RA: Tensor, columns_CA: Tensor
 
 def split_heads(x_BRCNE: Tensor, heads: int) -> Tensor:
     """[B, R, C, K, N, P]."""
-    return x_BRCNE.unflatten(-1, (heads, x_BRCNE.shape[-1] // heads)).transpose(-2, -3)
+    return torch.unflatten(x_BRCNE, -1, (heads, x_BRCNE.shape[-1] // heads)).transpose(-2, -3)
 
 
 def attend_windows(logits_BRCKNM: Tensor, v_BRCKMV: Tensor, seen_RCM: Tensor | None) -> Tensor:
@@ -80,13 +80,13 @@ def attend_windows(logits_BRCKNM: Tensor, v_BRCKMV: Tensor, seen_RCM: Tensor | N
 
 def grid_of_windows(y_BRCNE: Tensor, sides: tuple[int, int], height: int, width: int) -> Tensor:
     """Windows that lie side by side as a grid again, [B, H, W, E], without what filled up the last ones."""
-    y_BRACAE = y_BRCNE.unflatten(3, sides).transpose(2, 3)
+    y_BRACAE = torch.unflatten(y_BRCNE, 3, sides).transpose(2, 3)
     return y_BRACAE.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
 def grid_of_interleaved(y_BRCNE: Tensor, sides: tuple[int, int], height: int, width: int) -> Tensor:
     """The windows of `interleaved` places as a grid again, [B, H, W, E]."""
-    y_BARACE = y_BRCNE.unflatten(3, sides).permute(0, 3, 1, 4, 2, 5)
+    y_BARACE = torch.unflatten(y_BRCNE, 3, sides).permute(0, 3, 1, 4, 2, 5)
     return y_BARACE.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..architecture import Architecture
 from ..choices import choice, integer, repeat
 from ..macros.merging import ConvEmbedding
+from ..operator import Source
 from ..operators.conv_attention import ConvAttention
 from ..operators.head import ClassifierHead
 from ..operators.layernorm import LayerNorm
@@ -21,6 +22,8 @@ from .pyramids import IMAGENET, SMALL_IMAGES, Images, joined
 from .sizes import at_size, only
 
 __all__ = ["SIZES", "fixed", "space"]
+
+source = Source("CvT: Introducing Convolutions to Vision Transformers", 2021, systems=("S032",))
 
 # widths, layers and heads per stage
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {

@@ -12,6 +12,7 @@ from typing import Any
 from ..architecture import Architecture
 from ..choices import choice, integer, repeat
 from ..macros.merging import ConvEmbedding
+from ..operator import Source
 from ..operators.head import ClassifierHead
 from ..operators.layernorm import LayerNorm
 from ..operators.mlp import MLP
@@ -22,6 +23,8 @@ from .pyramids import IMAGENET, SMALL_IMAGES, Images, joined
 from .sizes import at_size, only
 
 __all__ = ["SIZES", "fixed", "space"]
+
+source = Source("Dilated Neighborhood Attention Transformer", 2022, systems=("S012",))
 
 # width of the first stage (it doubles), layers per stage, heads of the first stage (they double), ratio of the MLPs
 SIZES: dict[str, tuple[int, tuple[int, ...], int, int]] = {

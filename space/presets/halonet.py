@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..architecture import Architecture
 from ..choices import choice, integer, repeat
 from ..macros.halo_downsample import HaloDownsample
+from ..operator import Source
 from ..operators.halo_bottleneck import HaloBottleneck
 from ..operators.head import ClassifierHead
 from ..operators.layernorm import LayerNorm, NoNorm
@@ -20,6 +21,8 @@ from .pyramids import SMALL_IMAGES, Images, joined
 from .sizes import at_size, only
 
 __all__ = ["SIZES", "fixed", "space"]
+
+source = Source("Scaling Local Self-Attention for Parameter Efficient Visual Backbones", 2021, systems=("S390",))
 
 
 class Size(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 from ..architecture import Architecture
 from ..choices import choice, integer, repeat
 from ..macros.deformable_merging import DeformableMerging
+from ..operator import Source
 from ..operators.head import ClassifierHead
 from ..operators.identity import Identity
 from ..operators.layernorm import LayerNorm
@@ -23,6 +24,8 @@ from .pyramids import IMAGENET, SMALL_IMAGES, Images, joined
 from .sizes import at_size, only
 
 __all__ = ["SIZES", "fixed", "space"]
+
+source = Source("Less is More: Pay Less Attention in Vision Transformers", 2021, systems=("S214",))
 
 # width of the first stage (it doubles), layers per stage, size of a head
 SIZES: dict[str, tuple[int, tuple[int, ...], int]] = {
