@@ -83,7 +83,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "WindowAttention": [
         (WindowAttention(heads=4, window=4, shift=True), 16), (WindowAttention(heads=2, window=3, head_dim=3), 8)],
     "Zero": [(Zero(), 16)],
-    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1), 16)],
+    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1, activation=None), 16)],
     "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
     "Identity": [(bp.Identity(), 32)],
     "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16)],
