@@ -47,8 +47,8 @@ def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int) -
 
 
 class LigerAttention(nn.Module):
-    """`mix` of `softmax(q_t) S_t` with `S_t = diag(a_t) S_{t-1} + softmax(k_t)^T v_t`, `a_t = sigmoid(k_t)^(1 / temperature)`,
-    and `1 - mix` of rotary softmax attention to the last `window` tokens."""
+    """`mix` of `softmax(q_t) S_t`, where `S_t = diag(a_t) S_{t-1} + softmax(k_t)^T v_t` and
+    `a_t = sigmoid(k_t)^(1 / temperature)`, and `1 - mix` of rotary softmax attention to the last `window` tokens."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, window: int = 64, mix: float = 0.5,
                  temperature: float = 16.0, rope_base: float = 10000.0, chunk: int = 32):

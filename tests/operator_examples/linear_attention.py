@@ -6,6 +6,7 @@ import bodyplan as bp
 import torch
 import torch.nn.functional as F
 from bodyplan.space.operator import Operator
+from bodyplan.space.operators.nprf import normal_numbers
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
 
@@ -131,6 +132,72 @@ def aaren(weights, config, x):
     return F.linear(torch.stack(o, 1).flatten(2), weights["out.weight"])
 
 
+def key_value(weights, config, x):
+    k, v = (heads_of(x, weights, name, config.heads) for name in ("key", "value"))
+    s = torch.einsum("bthk,bshk->bhts", k, k) / k.shape[-1] ** 0.5
+    place = torch.arange(x.shape[1], dtype=x.dtype)
+    for c in range(config.frequencies or 0):
+        angle = place * 10000 ** (-c / config.frequencies)
+        for i, row in enumerate((angle.sin(), angle.cos())):
+            for j, column in enumerate((angle.sin(), angle.cos())):
+                s = s + weights["places"][:, c, i, j, None, None] * row[:, None] * column
+    if not config.bidirectional:
+        s = s.masked_fill(place > place[:, None], -torch.inf)
+    return F.linear(torch.einsum("bhts,bshv->bthv", s.softmax(-1), v).flatten(2), weights["out.weight"])
+
+
+def nprf(weights, config, x):
+    """All pairs."""
+    q, k, v = (heads_of(x, weights, name, config.heads) for name in ("query", "key", "value"))
+    w = normal_numbers(config.heads, config.features, q.shape[-1], "cpu", x.dtype)
+    q, k = ((torch.einsum("bthp,hfp->bthf", each / each.norm(dim=-1, keepdim=True), w) - 0.5).exp() / config.features**0.5
+            for each in (q, k))
+    apart = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+    last = config.reach - 1
+    b = weights["bias"][:, apart.clamp(0, last)]
+    if config.bidirectional:
+        b = torch.where(apart >= 0, b, weights["ahead"][:, (-apart).clamp(1, last + 1) - 1])
+    a = torch.einsum("bthf,bshf->bhts", q, k) * b.exp()
+    a = a if config.bidirectional else a.tril()
+    return F.linear(torch.einsum("bhts,bshv->bthv", a / a.sum(-1, keepdim=True), v).flatten(2), weights["out.weight"])
+
+
+def stretched(table, *sizes):
+    """Linear interpolation along the last dimensions, half a place in from the edges, clamped there."""
+    for back, size in enumerate(reversed(sizes), 1):
+        dim, old = table.ndim - back, table.shape[table.ndim - back]
+        at = ((torch.arange(size, dtype=table.dtype) + 0.5) * old / size - 0.5).clamp(0, old - 1)
+        low = at.floor().long()
+        part = (at - low).view(-1, *[1] * (back - 1))
+        high = (low + 1).clamp_max(old - 1)
+        table = table.index_select(dim, low) * (1 - part) + table.index_select(dim, high) * part
+    return table
+
+
+def agent(weights, config, x):
+    grid = x if x.ndim == 4 else x[:, :, None]
+    rows, columns = grid.shape[1:3]
+    down, across = (config.side, config.side) if x.ndim == 4 else (config.side**2, 1)
+    q, k, v = (heads_of(grid, weights, name, config.heads) for name in ("query", "key", "value"))
+    a = torch.stack([q[:, i * rows // down:-(-(i + 1) * rows // down), j * columns // across:-(-(j + 1) * columns // across)]
+                     .mean((1, 2)) for i in range(down) for j in range(across)], 1)
+    bias = torch.zeros(2, config.heads, down * across, rows * columns, dtype=x.dtype)
+    if config.table:
+        bias = stretched(weights["blocks"], rows, columns) + stretched(weights["lines"][0], rows)[..., None]
+        bias = (bias + stretched(weights["lines"][1], columns)[..., None, :]).flatten(-2).flatten(2, 3)
+    scale = q.shape[-1] ** -0.5
+    gather = (torch.einsum("bnhp,bthp->bhnt", a, k.flatten(1, 2)) * scale + bias[0]).softmax(-1)
+    ask = (torch.einsum("bthp,bnhp->bhtn", q.flatten(1, 2), a) * scale + bias[1].transpose(1, 2)).softmax(-1)
+    y = torch.einsum("bhtn,bhns,bshp->bthp", ask, gather, v.flatten(1, 2)).flatten(2)
+    if config.kernel:
+        half = config.kernel // 2
+        padded = F.pad(v.flatten(3), (0, 0, half, half, half, half))
+        y = y + weights["shift"] + sum(
+            (padded[:, i:i + rows, j:j + columns] * weights["taps"][:, i, j]).flatten(1, 2)
+            for i in range(config.kernel) for j in range(config.kernel))
+    return F.linear(y, weights["out.weight"]).view(x.shape)
+
+
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "LinearAttention": [
         (bp.LinearAttention(heads=4), 32), (bp.LinearAttention(heads=2, key_dim=6, feature="softmax"), 24),
@@ -152,15 +219,27 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.Liger(heads=4, kv_heads=2, window=5), 32), (bp.Liger(heads=2, head_dim=4, mix=0.25, temperature=2), 16),
         (bp.Liger(heads=2, kv_heads=1, window=1, rope_base=100.0), 24)],
     "Aaren": [(bp.Aaren(heads=4), 32), (bp.Aaren(heads=2, head_dim=6, key_dim=3), 16)],
+    "KeyValueAttention": [
+        (bp.KeyValueAttention(heads=4, frequencies=6), 32), (bp.KeyValueAttention(heads=2, head_dim=6), 16),
+        (bp.KeyValueAttention(heads=2, frequencies=3, bidirectional=True), 16)],
+    "NPRF": [
+        (bp.NPRF(heads=4, features=8, reach=20), 32), (bp.NPRF(heads=2, head_dim=5, features=3, reach=100), 16),
+        (bp.NPRF(heads=2, features=4, reach=6, bidirectional=True), 16)],
+    "AgentAttention": [
+        (bp.AgentAttention(heads=4, side=4, table=6, kernel=5), 16), (bp.AgentAttention(heads=2, side=2, table=3), 8),
+        (bp.AgentAttention(heads=2, side=3, table=None, kernel=None, head_dim=3), 8)],
 }
 
 UNVARIED: dict[str, dict[str, str]] = {
     "Retention": {"half": "a rotary pair is two numbers"},
     "Lightning": {"half": "a rotary pair is two numbers"},
     "Liger": {"half": "a rotary pair is two numbers"},
+    "KeyValueAttention": {"row_waves": "a sine and a cosine", "column_waves": "a sine and a cosine"},
+    "AgentAttention": {"ways": "agents gather, and are asked", "lines": "a row and a column"},
 }
 
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
 
 REFERENCES = {"LinearAttention": linear_attention, "Based": linear_attention, "Retention": decayed, "Lightning": decayed,
-              "GLA": gla, "Liger": liger, "Aaren": aaren}
+              "GLA": gla, "Liger": liger, "Aaren": aaren,
+              "KeyValueAttention": key_value, "NPRF": nprf, "AgentAttention": agent}
