@@ -127,7 +127,8 @@ class AgentAttention(Operator):
             agents = axis("agent_rows", self.side, "spread"), axis("agent_columns", self.side, "spread")
             places = (axis(f"table_{way}", self.table, "spread") for way in ("rows", "columns"))
             declared["blocks"] = param(ways, k, *agents, *places, init=small)
-            declared["lines"] = param(axis("lines", 2), ways, k, *agents, axis("table_rows", self.table, "spread"), init=small)
+            line = axis("table_rows", self.table, "spread")
+            declared["lines"] = param(axis("lines", 2), ways, k, *agents, line, init=small)
         if self.kernel:
             declared |= {"taps": square_taps(values, self.kernel), "shift": param(values, init="zeros")}
         return declared

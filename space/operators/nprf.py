@@ -45,8 +45,8 @@ class ToeplitzAttention(nn.Module):
     """`o_t = sum of e^{b_{t-s}} f(q_t) . f(k_s) v_s` over the same sum without v, with queries and keys of length 1 and
     positive random features `f(x) = exp(w x - |x|^2 / 2) / sqrt(F)`, whose products estimate `exp(q . k)`.
 
-    A key t - s tokens back, or s - t ahead, has a bias of its own; beyond R of them all share the last. Whole sequences go through transforms, a feature at a time; new tokens
-    after others read the kept keys and values directly.
+    Every distance back, and both ways every distance ahead, has a bias of its own; from R on all share the last. Whole
+    sequences go through transforms, a feature at a time; new tokens after others read the kept keys and values directly.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int, features: int, reach: int, bidirectional: bool = False):

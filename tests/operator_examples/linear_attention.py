@@ -90,7 +90,6 @@ def decayed(weights, config, x):
 
 
 def gla(weights, config, x):
-    """One token at a time."""
     q, k, v = (heads_of(x, weights, name, config.heads) for name in ("query", "key", "value"))
     logit = F.linear(F.linear(x, weights["decay_down.weight"]), weights["decay_up.weight"], weights["decay_up.bias"])
     o = gated(q, k, v, torch.sigmoid(logit).unflatten(-1, (config.heads, -1)) ** (1 / config.temperature))
@@ -104,11 +103,11 @@ def gla(weights, config, x):
 
 
 def gated(q, k, v, a):
-    memory, outputs = 0.0, []
-    for t in range(q.shape[1]):
-        memory = a[:, t, :, :, None] * memory + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append((q[:, t, :, :, None] * memory).sum(-2))
-    return torch.stack(outputs, 1)
+    """All pairs: q_t . k_s with the product of the decays after s."""
+    g = a.log().cumsum(1)
+    later = torch.ones(q.shape[1], q.shape[1]).triu(1)[..., None, None] > 0
+    between = (g[:, :, None] - g[:, None]).masked_fill(later, -torch.inf)
+    return torch.einsum("bthk,bshk,btshk,bshv->bthv", q, k, between.exp(), v)
 
 
 def liger(weights, config, x):
@@ -198,6 +197,61 @@ def agent(weights, config, x):
     return F.linear(y, weights["out.weight"]).view(x.shape)
 
 
+def super_token(weights, config, x):
+    """A dictionary of cells, token by token."""
+    grid = x if x.ndim == 4 else x[:, :, None]
+    _, rows, columns, width = grid.shape
+    high, wide = min(config.cell, rows), min(config.cell, columns)
+    home = {(r, c): (r // high, c // wide) for r in range(rows) for c in range(columns)}
+    cells = sorted(set(home.values()))
+    mean = {s: torch.stack([grid[:, r, c] for (r, c), own in home.items() if own == s]).mean(0).detach() for s in cells}
+    near = {at: [s for s in cells if abs(s[0] - own[0]) < 2 and abs(s[1] - own[1]) < 2] for at, own in home.items()}
+    for turn in range(config.iterations):
+        share = {}
+        for (r, c), around in near.items():
+            score = torch.stack([(grid[:, r, c].detach() * mean[s]).sum(-1) for s in around], -1) / width**0.5
+            share |= {((r, c), s): part for s, part in zip(around, score.softmax(-1).unbind(-1), strict=True)}
+        mean = {s: sum(part[:, None] * grid[:, at[0], at[1]] for (at, to), part in share.items() if to == s)
+                / sum(part for (_, to), part in share.items() if to == s)[:, None] for s in cells}
+        if turn < config.iterations - 1:
+            mean = {s: each.detach() for s, each in mean.items()}
+    tokens = torch.stack([mean[s] for s in cells], 1)
+    q, k, v = (heads_of(tokens, weights, name, config.heads) for name in ("query", "key", "value"))
+    a = (torch.einsum("bthk,bshk->bhts", q, k) / k.shape[-1] ** 0.5).softmax(-1)
+    y = F.linear(torch.einsum("bhts,bshv->bthv", a, v).flatten(2), weights["out.weight"])
+    out = [sum(share[at, s][:, None] * y[:, cells.index(s)] for s in around) for at, around in near.items()]
+    return torch.stack(out, 1).view(x.shape)
+
+
+def hashed(weights, config, x):
+    """Counts of equal bits as weights of a softmax-like mean, all pairs."""
+    q, k, v = (heads_of(x, weights, name, config.heads) for name in ("query", "key", "value"))
+
+    def codes(each):
+        apart = (each[:, :, :, None] - weights["anchors"]).square().sum(-1)
+        kernel = (-apart / (2 * apart.mean((1, 3), keepdim=True) + 1e-12)).exp() - weights["mean"]
+        logit = torch.einsum("bthm,hcm->bthc", kernel, weights["hash"])
+        soft = logit.clamp(-1, 1)
+        return logit.sign().detach() + soft - soft.detach()
+
+    equal = (config.bits + torch.einsum("bthc,bshc->bhts", codes(q), codes(k)))
+    a = equal / equal.sum(-1, keepdim=True).clamp_min(1)
+    return F.linear(torch.einsum("bhts,bshv->bthv", a, v).flatten(2), weights["out.weight"])
+
+
+def sequence_ff(weights, config, x):
+    padded = F.pad(x, (0, 0, 0, config.max_len - x.shape[1])).flatten(1)
+    prefix, outputs = "" if config.heads is None else "head_", []
+    for head in range(config.heads or 1):
+        up, up_bias, down, down_bias = (weights[prefix + name] for name in ("up", "up_bias", "down", "down_bias"))
+        if config.heads:
+            up, up_bias, down, down_bias = up[head], up_bias[head], down[:, head], down_bias[:, head]
+        h = F.linear(padded, up.flatten(1), up_bias).clamp_min(0)
+        outputs.append(F.linear(h, down.flatten(0, 1), down_bias.flatten()).view(len(x), config.max_len, -1)[:, :x.shape[1]])
+    y = torch.cat(outputs, -1)
+    return F.linear(y, weights["out.weight"]) if config.heads else y
+
+
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "LinearAttention": [
         (bp.LinearAttention(heads=4), 32), (bp.LinearAttention(heads=2, key_dim=6, feature="softmax"), 24),
@@ -228,6 +282,13 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "AgentAttention": [
         (bp.AgentAttention(heads=4, side=4, table=6, kernel=5), 16), (bp.AgentAttention(heads=2, side=2, table=3), 8),
         (bp.AgentAttention(heads=2, side=3, table=None, kernel=None, head_dim=3), 8)],
+    "SuperTokenAttention": [
+        (bp.SuperTokenAttention(heads=4, cell=3), 16),
+        (bp.SuperTokenAttention(heads=2, cell=2, iterations=2, head_dim=3), 8)],
+    "EcoFormer": [(bp.EcoFormer(heads=4, bits=8, anchors=10), 32),
+                  (bp.EcoFormer(heads=2, bits=5, anchors=6, head_dim=4), 16)],
+    "SequenceFF": [(bp.SequenceFF(max_len=120, hidden=12), 16), (bp.SequenceFF(max_len=110, hidden=8, heads=4), 16),
+                   (bp.SequenceFF(max_len=100, hidden=6, heads=1), 8)],
 }
 
 UNVARIED: dict[str, dict[str, str]] = {
@@ -242,4 +303,5 @@ UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
 
 REFERENCES = {"LinearAttention": linear_attention, "Based": linear_attention, "Retention": decayed, "Lightning": decayed,
               "GLA": gla, "Liger": liger, "Aaren": aaren,
-              "KeyValueAttention": key_value, "NPRF": nprf, "AgentAttention": agent}
+              "KeyValueAttention": key_value, "NPRF": nprf, "AgentAttention": agent,
+              "SuperTokenAttention": super_token, "EcoFormer": hashed, "SequenceFF": sequence_ff}
