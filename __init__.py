@@ -50,6 +50,7 @@ _HOMES = {
     "SuperTokenAttention": ".space.operators.super_token",
     "EcoFormer": ".space.operators.hash_attention",
     "SequenceFF": ".space.operators.sequence_ff",
+    "SEA": ".space.operators.estimated_attention",
     "ShortConv": ".space.operators.short_conv",
     "Hyena": ".space.operators.hyena",
     "SwiGLU": ".space.operators.swiglu",

@@ -252,6 +252,39 @@ def sequence_ff(weights, config, x):
     return F.linear(y, weights["out.weight"]) if config.heads else y
 
 
+def sea(weights, config, x):
+    """All pairs, those that are not chosen at minus infinity."""
+    length = x.shape[1]
+    q, k, v = (heads_of(x, weights, name, config.heads).transpose(1, 2) for name in ("query", "key", "value"))
+    p = q.shape[-1]
+    w = normal_numbers(config.heads, config.features, p, "cpu", x.dtype).transpose(1, 2)
+    logits = [(each / p**0.25) @ w - each.square().sum(-1, keepdim=True) / (2 * p**0.5) for each in (q, k)]
+    qf = (logits[0] - logits[0].detach().amax(3, keepdim=True)).exp() + 1e-4
+    kf = (logits[1] - logits[1].detach().amax((2, 3), keepdim=True)).exp() + 1e-4
+    a = qf @ kf.transpose(2, 3)
+    a = a / a.sum(-1, keepdim=True)
+    place = torch.arange(length, dtype=x.dtype) * (p - 1) / max(length - 1, 1)
+    marks = (1 - (place[:, None] - torch.arange(p)).abs()).clamp_min(0).expand(*v.shape[:2], -1, -1)
+    e = F.linear(torch.cat([a @ marks, a @ v, v], -1), weights["encode.weight"], weights["encode.bias"])
+    e = (e - e.mean(-1, keepdim=True)) / (e.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    e = F.gelu(e * weights["norm.weight"] + weights["norm.bias"])
+    rows = F.linear(e, weights["decode.weight"], weights["decode.bias"])
+    wide = F.conv2d(rows, weights["widen"], padding=1).clamp_min(0)
+    estimate = (rows + F.conv2d(wide, weights["narrow"], padding=1)).softmax(-1)
+
+    cells = min(config.columns, length)
+    cell_of = torch.tensor([token * cells // length for token in range(length)])
+    of_cells = estimate[..., [cell * config.columns // cells for cell in range(cells)]]
+    count = min(cells, max(1, round(config.tokens * cells / length)))
+    is_chosen = (of_cells >= of_cells.sort(-1).values[..., -count, None])[..., cell_of]
+    log = of_cells.clamp_min(1e-12).log()[..., cell_of]
+    s = q @ k.transpose(2, 3) / p**0.5 + log - log.detach()
+    near = s.masked_fill(~is_chosen, -torch.inf).softmax(-1) @ v
+    trust = torch.sigmoid(F.linear(e, weights["trust.weight"], weights["trust.bias"]))
+    y = trust * near + (1 - trust) * v.mean(2, keepdim=True)
+    return F.linear(y.transpose(1, 2).flatten(2), weights["out.weight"])
+
+
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "LinearAttention": [
         (bp.LinearAttention(heads=4), 32), (bp.LinearAttention(heads=2, key_dim=6, feature="softmax"), 24),
@@ -289,6 +322,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                   (bp.EcoFormer(heads=2, bits=5, anchors=6, head_dim=4), 16)],
     "SequenceFF": [(bp.SequenceFF(max_len=120, hidden=12), 16), (bp.SequenceFF(max_len=110, hidden=8, heads=4), 16),
                    (bp.SequenceFF(max_len=100, hidden=6, heads=1), 8)],
+    "SEA": [(bp.SEA(heads=4, tokens=6, columns=12, features=8, channels=6), 16),
+            (bp.SEA(heads=2, tokens=3, columns=6, features=5, channels=4, head_dim=3), 8)],
 }
 
 UNVARIED: dict[str, dict[str, str]] = {
@@ -296,6 +331,7 @@ UNVARIED: dict[str, dict[str, str]] = {
     "Lightning": {"half": "a rotary pair is two numbers"},
     "Liger": {"half": "a rotary pair is two numbers"},
     "KeyValueAttention": {"row_waves": "a sine and a cosine", "column_waves": "a sine and a cosine"},
+    "SEA": {"tap_rows": "convolutions are 3 x 3", "tap_columns": "convolutions are 3 x 3", "trust": "it is one number"},
     "AgentAttention": {"ways": "agents gather, and are asked", "lines": "a row and a column"},
 }
 
@@ -304,4 +340,4 @@ UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
 REFERENCES = {"LinearAttention": linear_attention, "Based": linear_attention, "Retention": decayed, "Lightning": decayed,
               "GLA": gla, "Liger": liger, "Aaren": aaren,
               "KeyValueAttention": key_value, "NPRF": nprf, "AgentAttention": agent,
-              "SuperTokenAttention": super_token, "EcoFormer": hashed, "SequenceFF": sequence_ff}
+              "SuperTokenAttention": super_token, "EcoFormer": hashed, "SequenceFF": sequence_ff, "SEA": sea}
