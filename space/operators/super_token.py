@@ -65,15 +65,16 @@ class SuperTokenMixer(nn.Module):
 
     def assignment(self, x_BMNCD: Tensor, valid_1MNC1: Tensor) -> Tensor:
         """How much of every token each super token around it gets, zero for what fills up a cell."""
+        q_BMNCA = self.shared_out(x_BMNCD, x_BMNCD.sum(3) / valid_1MNC1.sum(3), valid_1MNC1)
+        for _ in range(self.iterations - 1):
+            q_BMNCA = self.shared_out(x_BMNCD, self.gathered(x_BMNCD, q_BMNCA), valid_1MNC1)
+        return q_BMNCA
+
+    def shared_out(self, x_BMNCD: Tensor, s_BMND: Tensor, valid_1MNC1: Tensor) -> Tensor:
+        """The same for given super tokens: [B, M, N, C, A]."""
         near_1MN1A = around(torch.ones_like(valid_1MNC1[:, :, :, 0])).transpose(3, 4)
-        s_BMND = x_BMNCD.sum(3) / valid_1MNC1.sum(3)
-        shares = []
-        for _ in range(self.iterations):
-            if shares:
-                s_BMND = self.gathered(x_BMNCD, shares.pop())
-            score_BMNCA = x_BMNCD @ around(s_BMND).transpose(3, 4) * x_BMNCD.shape[-1] ** -0.5
-            shares.append(score_BMNCA.masked_fill(near_1MN1A == 0, -torch.inf).softmax(-1) * valid_1MNC1)
-        return shares.pop()
+        score_BMNCA = x_BMNCD @ around(s_BMND).transpose(3, 4) * x_BMNCD.shape[-1] ** -0.5
+        return score_BMNCA.masked_fill(near_1MN1A == 0, -torch.inf).softmax(-1) * valid_1MNC1
 
     def gathered(self, x_BMNCD: Tensor, q_BMNCA: Tensor) -> Tensor:
         """Every super token as the mean of what is assigned to it: [B, M, N, D]."""
