@@ -115,22 +115,23 @@ class KeyValueAttention(Operator):
     def build(self, width: int) -> nn.Module:
         return KeyValueMixer(width, self.heads, self._head_dim(width), self.frequencies or 0, bool(self.bidirectional))
 
-    def _pair_macs(self, width: int) -> int:
-        """Scores and values of one pair of tokens in all heads, and the bias of the pair."""
-        return int(2 * self.heads * (self._head_dim(width) + (self.frequencies or 0)))
+    def _bias_macs(self, new: int, seen: int) -> int:
+        """The bias of every pair of a new and a seen place, visible or not."""
+        waves = self.heads * (self.frequencies or 0)
+        return int(new * waves * (4 + 2 * seen))
 
     def macs(self, width: int, length: int) -> float:
-        """Projections, and the visible pairs."""
+        """Projections, the visible pairs, and the bias of all pairs."""
         pairs = length * length if self.bidirectional else length * (length + 1) // 2
-        waves = length * self.heads * 4 * (self.frequencies or 0)
-        return float(self.matrix_numel(width) * length + self._pair_macs(width) * pairs + waves)
+        return float(self.matrix_numel(width) * length + 2 * self.heads * self._head_dim(width) * pairs
+                     + self._bias_macs(length, length))
 
     def decode_macs(self, width: int, length: int) -> float:
         """The next token; a whole pass where tokens look both ways."""
         if self.bidirectional:
             return self.macs(width, length + 1)
-        return float(self.matrix_numel(width) + self._pair_macs(width) * (length + 1)
-                     + self.heads * 4 * (self.frequencies or 0))
+        return float(self.matrix_numel(width) + 2 * self.heads * self._head_dim(width) * (length + 1)
+                     + self._bias_macs(1, length + 1))
 
     def state_numel(self, width: int, length: int) -> int:
         return 0 if self.bidirectional else int(2 * length * self.heads * self._head_dim(width))

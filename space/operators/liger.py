@@ -1,7 +1,7 @@
 """Liger: a gated recurrence and a softmax over the last tokens, from the projections of one attention layer.
 
 Legend: B batch, T new tokens, S visible tokens, D width, H query heads, G key/value heads, P head_dim, W window, N blocks
-of W tokens.
+of W tokens, X = B * N.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..operator import Operator, Source
 from .attention import Attention, attend, rotate, rotation
 from .checks import require_whole
 from .recurrence import CHUNK, gated_macs
+from .spatial import rounded_up
 
 __all__ = ["Liger", "LigerAttention", "attend_banded"]
 
@@ -35,15 +36,16 @@ def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int) -
         return attend(q_BTHP, k_BSGP, v_BSGP, window)
     num_blocks = -(-length // window)
     end = num_blocks * window - length
-    q = F.pad(q_BTHP, (0, 0, 0, 0, 0, end)).view(batch, num_blocks, window, heads, head_dim).transpose(2, 3)
-    k, v = (F.pad(each, (0, 0, 0, 0, window - before, end)).unfold(1, 2 * window, window).transpose(-1, -2)
+    q = F.pad(q_BTHP, (0, 0, 0, 0, 0, end)).view(-1, window, heads, head_dim).transpose(1, 2)
+    k, v = (F.pad(each, (0, 0, 0, 0, window - before, end)).unfold(1, 2 * window, window).flatten(0, 1).transpose(-1, -2)
             for each in (k_BSGP, v_BSGP))
     query_W1 = torch.arange(window, device=q.device)[:, None]
     key_1S = torch.arange(2 * window, device=q.device)
     first_N11 = torch.arange(num_blocks, device=q.device)[:, None, None] * window - window + before
     mask_NWS = (key_1S > query_W1) & (key_1S <= query_W1 + window) & (key_1S + first_N11 >= 0)
-    y_BNHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NWS[:, None], enable_gqa=q.shape[2] != k.shape[2])
-    return y_BNHWP.transpose(2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
+    y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NWS.repeat(batch, 1, 1)[:, None],
+                                            enable_gqa=q.shape[1] != k.shape[1])
+    return y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)[:, :length]
 
 
 class LigerAttention(nn.Module):
@@ -143,9 +145,11 @@ class Liger(Operator):
                               self.rope_base, CHUNK)
 
     def macs(self, width: int, length: int) -> float:
-        """Those of the attention, visible pairs alone, and the products of the recurrence's chunks."""
+        """Projections, visible pairs, queries that fill up the last block included, and the recurrence's chunks."""
         head_dim = self._attention().sizes(width)[2]
-        return self._attention().macs(width, length) + gated_macs(length, self.heads, head_dim, head_dim)
+        filled = length if length <= self.window else rounded_up(length, self.window)
+        pairs = 2 * self.heads * head_dim * self._attention().visible_pairs(filled)
+        return float(self.matrix_numel(width) * length + pairs) + gated_macs(length, self.heads, head_dim, head_dim)
 
     def decode_macs(self, width: int, length: int) -> float:
         """Those of the attention, and two passes over the memory: write and read."""
