@@ -47,7 +47,7 @@ def _decayed(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 
 
 def _prefix(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
-    scores = math.prod(_sizes(inputs)) * module.query.numel()
+    scores = float(math.prod(_sizes(inputs)) * module.query.numel())
     return scores + _recurrence(*_sizes(inputs), module.heads, 1, module.value_dim + 1, module.chunk)
 
 
@@ -59,17 +59,15 @@ def _liger(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = _sizes(inputs)
     padded = length if length <= module.window else math.ceil(length / module.window) * module.window
     pairs = sum(min(i + 1, module.window) for i in range(padded))
-    return (_gated(batch, length, module.heads, module.head_dim, module.head_dim, module.chunk)
-            + 2.0 * batch * module.heads * module.head_dim * pairs)
+    gated = _gated(batch, length, module.heads, module.head_dim, module.head_dim, module.chunk)
+    return gated + float(2 * batch * module.heads * module.head_dim * pairs)
 
 
 def _keys_alone(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = _sizes(inputs)
     pairs = length * length if module.bidirectional else length * (length + 1) // 2
-    found = 2.0 * batch * module.heads * module.head_dim * pairs
-    if module.places is not None:
-        found += module.places.numel() * length + module.places.numel() // 2 * length * length
-    return found
+    waves = 0 if module.places is None else module.places.numel()
+    return float(2 * batch * module.heads * module.head_dim * pairs + waves * length + waves // 2 * length * length)
 
 
 def _toeplitz(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
@@ -78,7 +76,7 @@ def _toeplitz(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     points = 2 * (length if module.ahead is None else 2 * length - 1)
     columns = module.features * module.heads * (module.head_dim + 1)
     features = 2 * batch * length * module.heads * module.features * module.head_dim
-    return features + 1.25 * points * math.log2(points) * columns * (2 * batch + 1)
+    return float(features + 1.25 * points * math.log2(points) * columns * (2 * batch + 1))
 
 
 def _agents(module: Any, inputs: tuple[Any, ...], output: Any) -> float:

@@ -65,7 +65,7 @@ class PrefixAttention(nn.Module):
     def scores(self, x_BTD: Tensor) -> Tensor:
         """How much the query wants each token, [B, T, H], in float32 at least."""
         k_BTHK = self.key(x_BTD).unflatten(-1, self.query.shape)
-        score_BTH = torch.einsum("bthk,hk->bth", k_BTHK, self.query) * self.query.shape[1] ** -0.5
+        score_BTH: Tensor = torch.einsum("bthk,hk->bth", k_BTHK, self.query) * self.query.shape[1] ** -0.5
         return score_BTH.to(torch.promote_types(score_BTH.dtype, torch.float32))
 
 
@@ -105,7 +105,7 @@ class Aaren(Operator):
 
     def _token_macs(self, width: int) -> int:
         """Projections and scores."""
-        return self.matrix_numel(width) + self.heads * self.sizes(width)[0]
+        return int(self.matrix_numel(width) + self.heads * self.sizes(width)[0])
 
     def macs(self, width: int, length: int) -> float:
         """Projections, scores, and the products of the chunks the sequence is cut into."""

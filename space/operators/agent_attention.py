@@ -52,7 +52,7 @@ class AgentMixer(nn.Module):
         a_BEN = F.adaptive_avg_pool2d(q_BHWE.permute(0, 3, 1, 2), agents).flatten(2)
         q, k, v = (each.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for each in (q_BHWE, self.key(x_BHWD), v_BHWE))
-        a_BKNP = a_BEN.unflatten(1, (self.heads, -1)).transpose(2, 3)
+        a_BKNP = a_BEN.view(len(x), self.heads, -1, a_BEN.shape[-1]).transpose(2, 3)
         gather, ask = self.biases(x_BHWD.shape[1], x_BHWD.shape[2], x.dtype)
         gathered_BKNP = F.scaled_dot_product_attention(a_BKNP, k, v, attn_mask=gather)
         y_BKTP = F.scaled_dot_product_attention(q, a_BKNP, gathered_BKNP, attn_mask=ask)

@@ -56,7 +56,7 @@ class EstimatedAttention(nn.Module):
         q_BHTP, k_BHTP, v_BHTP = self.projected(x_BTD)
         hidden_BHTE = self.encoded(q_BHTP, k_BHTP, v_BHTP)
         estimate_BHTK = self.decoded(hidden_BHTE)
-        blocks = zip(q_BHTP.split(self.rows, 2), estimate_BHTK.split(self.rows, 2), strict=True)
+        blocks = zip(torch.split(q_BHTP, self.rows, 2), torch.split(estimate_BHTK, self.rows, 2), strict=True)
         near_BHTP = torch.cat([self.attended(q, k_BHTP, v_BHTP, estimate) for q, estimate in blocks], dim=2)
         trust_BHT1 = torch.sigmoid(self.trust(hidden_BHTE))
         y_BHTP = trust_BHT1 * near_BHTP + (1 - trust_BHT1) * v_BHTP.mean(2, keepdim=True)
@@ -90,13 +90,15 @@ class EstimatedAttention(nn.Module):
     def marks(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The positions, as weights of the two nearest of P marks along the sequence: [T, M]."""
         place_T1 = torch.arange(length, device=device, dtype=dtype)[:, None] * ((self.head_dim - 1) / max(length - 1, 1))
-        return (1 - (place_T1 - torch.arange(self.head_dim, device=device, dtype=dtype)).abs()).clamp_min(0)
+        marks_TM: Tensor = (1 - (place_T1 - torch.arange(self.head_dim, device=device, dtype=dtype)).abs()).clamp_min(0)
+        return marks_TM
 
     def decoded(self, hidden_BHTE: Tensor) -> Tensor:
         """The estimate: one row per query, then a convolution over queries and columns across heads."""
         rows_BHTK = self.decode(hidden_BHTE)
         smooth_BHTK = F.conv2d(F.relu(F.conv2d(rows_BHTK, self.widen, padding=1)), self.narrow, padding=1)
-        return (rows_BHTK + smooth_BHTK).softmax(-1)
+        estimate_BHTK: Tensor = (rows_BHTK + smooth_BHTK).softmax(-1)
+        return estimate_BHTK
 
     def attended(self, q_BHTP: Tensor, k_BHSP: Tensor, v_BHSP: Tensor, estimate_BHTK: Tensor) -> Tensor:
         """Softmax attention of some queries to about `tokens` tokens each."""
@@ -106,7 +108,8 @@ class EstimatedAttention(nn.Module):
         k_BHTJP, v_BHTJP = k_BHSP[batch_B111, head_H11, index_BHTJ], v_BHSP[batch_B111, head_H11, index_BHTJ]
         score_BHTJ = (k_BHTJP @ q_BHTP[..., None])[..., 0] * self.head_dim**-0.5 + (log_BHTJ - log_BHTJ.detach())
         weight_BHT1J = score_BHTJ.masked_fill(~is_real_BHTJ, -torch.inf).softmax(-1)[..., None, :]
-        return (weight_BHT1J @ v_BHTJP)[..., 0, :]
+        y_BHTP: Tensor = (weight_BHT1J @ v_BHTJP)[..., 0, :]
+        return y_BHTP
 
     def chosen(self, estimate_BHTK: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens of the cells with the largest estimates, whether they are tokens of it, and the log estimates."""

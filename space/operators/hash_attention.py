@@ -52,7 +52,7 @@ class HashAttention(nn.Module):
 
     def codes(self, x_BTE: Tensor) -> Tensor:
         """Codes of queries or keys, [B, H, T, C], in float32 at least."""
-        x_BHTP = x_BTE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x_BHTP = x_BTE.view(*x_BTE.shape[:2], self.heads, -1).transpose(1, 2)
         dtype = torch.promote_types(x_BHTP.dtype, torch.float32)
         x_BHTP, anchors_HMP = x_BHTP.to(dtype), self.anchors.to(dtype)
         cross_BHTM = x_BHTP @ anchors_HMP.transpose(1, 2)
@@ -61,7 +61,8 @@ class HashAttention(nn.Module):
         kernel_BHTM = (-distance_BHTM / (2 * distance_BHTM.mean((2, 3), keepdim=True) + 1e-12)).exp()
         logit_BHTC = (kernel_BHTM - self.mean.to(dtype)[:, None]) @ self.hash.to(dtype).transpose(1, 2)
         soft_BHTC = logit_BHTC.clamp(-1.0, 1.0)
-        return torch.where(logit_BHTC > 0, 1.0, -1.0).to(dtype) + (soft_BHTC - soft_BHTC.detach())
+        codes_BHTC: Tensor = torch.where(logit_BHTC > 0, 1.0, -1.0).to(dtype) + (soft_BHTC - soft_BHTC.detach())
+        return codes_BHTC
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class EcoFormer(Operator):
     def macs(self, width: int, length: int) -> float:
         """Projections, distances to anchors and codes of queries and keys, and the products with codes."""
         codes = 2 * self.heads * self.anchors * (self._head_dim(width) + self.bits)
-        return length * (self.matrix_numel(width) + codes) + self.additions(width, length)
+        return float(length * (self.matrix_numel(width) + codes)) + self.additions(width, length)
 
     def decode_macs(self, width: int, length: int) -> float:
         """A whole pass: an operator that looks ahead has no next token."""

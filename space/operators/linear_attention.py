@@ -190,6 +190,6 @@ class Based(_Linear):
     heads: Any = 4
     key_dim: Any = 16
     head_dim: Any = None
-    feature: ClassVar[str] = "taylor"
+    feature: ClassVar[str] = "taylor"                                                 # type: ignore[misc]
     source: ClassVar[Source] = Source("Simple linear attention language models balance the recall-throughput tradeoff", 2024,
                                       systems=("S322",))

@@ -82,9 +82,10 @@ class ToeplitzAttention(nn.Module):
 
     def random_features(self, x_BTE: Tensor, weight_HFP: Tensor) -> Tensor:
         """Features of queries or keys, normalised to length 1."""
-        x_BTHP = F.normalize(x_BTE.unflatten(-1, (self.heads, -1)).to(weight_HFP.dtype), dim=-1)
+        x_BTHP = F.normalize(x_BTE.view(*x_BTE.shape[:2], self.heads, -1).to(weight_HFP.dtype), dim=-1)
         logit_BTHF = torch.einsum("bthp,hfp->bthf", x_BTHP, weight_HFP)
-        return (logit_BTHF - x_BTHP.square().sum(-1, keepdim=True) / 2).exp() * self.features**-0.5
+        found_BTHF: Tensor = (logit_BTHF - x_BTHP.square().sum(-1, keepdim=True) / 2).exp() * self.features**-0.5
+        return found_BTHF
 
     def offset_weights(self, first: int, last: int) -> Tensor:
         """exp(b) of the offsets first to last, a query's place less a key's, [L, H]."""
@@ -103,7 +104,7 @@ class ToeplitzAttention(nn.Module):
         for q_BTH, k_BTH in zip(q_BTHF.unbind(-1), k_BTHF.unbind(-1), strict=True):
             x_BTE = F.pad((k_BTH[..., None] * v_BTHV).flatten(2), (0, 0, 0, ahead))
             read_BTE = fft_long_conv(x_BTE, filter_LHV.flatten(1))[:, ahead:]
-            o_BTHV = o_BTHV + q_BTH[..., None] * read_BTE.unflatten(-1, (self.heads, columns))
+            o_BTHV = o_BTHV + q_BTH[..., None] * read_BTE.view(o_BTHV.shape)
         return o_BTHV
 
     def direct(self, q_BTHF: Tensor, k_BSHF: Tensor, v_BSHV: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class NPRF(Operator):
 
     def _token_macs(self, width: int) -> int:
         """Projections, and the features of a query and a key."""
-        return self.matrix_numel(width) + 2 * self.heads * self.features * self._head_dim(width)
+        return int(self.matrix_numel(width) + 2 * self.heads * self.features * self._head_dim(width))
 
     def macs(self, width: int, length: int) -> float:
         """Projections, features, and three transforms per feature and column of 2.5 n log2 n operations (n = 2 length, or

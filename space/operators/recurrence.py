@@ -59,9 +59,11 @@ def log_decays(decay: str | Sequence[float], heads: int, scale: float = 1.0) -> 
     """
     if not isinstance(decay, str):
         return tuple(scale * math.log(each) for each in decay)
-    each = {"retnet": lambda h: math.log1p(-(2.0 ** (-5 - h))), "linear": lambda h: -8 * h / heads,
-            "geometric": lambda h: -(2.0 ** (-8 * (h + 1) / heads))}[decay]
-    return tuple(scale * each(h) for h in range(heads))
+    if decay == "retnet":
+        return tuple(scale * math.log1p(-(2.0 ** (-5 - h))) for h in range(heads))
+    if decay == "linear":
+        return tuple(scale * -8 * h / heads for h in range(heads))
+    return tuple(scale * -(2.0 ** (-8 * (h + 1) / heads)) for h in range(heads))
 
 
 def check_decays(decay: Any, heads: int, scale: float, where: str) -> None:

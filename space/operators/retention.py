@@ -176,7 +176,7 @@ class Retention(_Decayed):
     position: Any = "rotary"
     norm: Any = "layer"
     gate: Any = True
-    feature: ClassVar[str] = "identity"
+    feature: ClassVar[str] = "identity"                                               # type: ignore[misc]
     source: ClassVar[Source] = Source("Retentive Network: A Successor to Transformer for Large Language Models", 2023)
 
     def sizes(self, width: int) -> tuple[int, int]:

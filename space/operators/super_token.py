@@ -74,7 +74,8 @@ class SuperTokenMixer(nn.Module):
         """The same for given super tokens: [B, M, N, C, A]."""
         near_1MN1A = around(torch.ones_like(valid_1MNC1[:, :, :, 0])).transpose(3, 4)
         score_BMNCA = x_BMNCD @ around(s_BMND).transpose(3, 4) * x_BMNCD.shape[-1] ** -0.5
-        return score_BMNCA.masked_fill(near_1MN1A == 0, -torch.inf).softmax(-1) * valid_1MNC1
+        q_BMNCA: Tensor = score_BMNCA.masked_fill(near_1MN1A == 0, -torch.inf).softmax(-1) * valid_1MNC1
+        return q_BMNCA
 
     def gathered(self, x_BMNCD: Tensor, q_BMNCA: Tensor) -> Tensor:
         """Every super token as the mean of what is assigned to it: [B, M, N, D]."""
