@@ -41,7 +41,7 @@ class Size:
     window: int
 
 
-SIZES = {"tiny": Size(256, 64, "clcwc", 4, 8, 16), "360m": Size(50280, 1024, "cclwc" * 5 + "cl", 16, 16, 64)}
+SIZES = {"tiny": Size(256, 64, "clcwc", 4, 8, 16)}
 
 
 def block(mixer: Any) -> Block:
@@ -57,7 +57,7 @@ def space(vocab: int = 256) -> Space:
 
 
 def fixed(size: str = "tiny") -> Architecture:
-    """"360m": 27 layers at the paper's numbers of features and window; "tiny": 5 with bytes as tokens."""
+    """Five layers with bytes as tokens."""
     it = at_size(SIZES, size)
     mixers = {"l": Based(heads=it.heads, key_dim=it.key_dim), "w": Attention(heads=it.heads, window=it.window),
               "c": ShortConv(kernel=3)}

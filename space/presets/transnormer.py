@@ -36,7 +36,7 @@ class Size:
     ratio: float
 
 
-SIZES = {"tiny": Size(256, 64, 4, 4, 2), "385m": Size(64000, 1024, 24, 8, 2816 / 1024)}
+SIZES = {"tiny": Size(256, 64, 4, 4, 2)}
 
 
 def block(heads: Any, ratio: Any, decay_scale: Any = 1.0, position: Any = None) -> Block:
@@ -53,8 +53,8 @@ def space(vocab: int = 256) -> Space:
 
 
 def fixed(size: str = "tiny") -> Architecture:
-    """The shape of the paper's model of 385 million parameters, or "tiny" with bytes as tokens."""
+    """Four layers with bytes as tokens."""
     it = at_size(SIZES, size)
     body = tuple(block(it.heads, it.ratio, 1 - layer / it.layers, None if layer else "lrpe") for layer in range(it.layers))
-    return only(embed=TokenEmbedding(it.vocab), width=it.width, body=body, head=LanguageHead(tied=size == "tiny"),
+    return only(embed=TokenEmbedding(it.vocab), width=it.width, body=body, head=LanguageHead(tied=True),
                 norm=RMSNorm(gain=False))
