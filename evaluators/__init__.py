@@ -16,4 +16,5 @@
     calibration.py  calibrate(): batch statistics of an extracted subnet, measured anew
     evaluation.py   Evaluator: one candidate in, its numbers out
     cost.py         multiply-adds by two independent counters (thop, torch's flop counter)
+    linear_macs.py  what linear attention and its kin add to thop's
 """

@@ -2,7 +2,8 @@
 
     rmsnorm/            RMSNorm, alone or with the residual addition before it; Triton forward and backward
     linear_recurrence/  S_t = decay S_{t-1} + k^T v: linear attention, RetNet, Mamba-2
-    gated_delta/        the same with the delta rule: Gated DeltaNet, DeltaNet
+    gated_linear/       the same with a decay for every key channel: Gated Linear Attention, Liger
+    gated_delta/        S_t = decay S_{t-1} + k^T v with the delta rule: Gated DeltaNet, DeltaNet
     long_conv/          a causal filter as long as the sequence: Hyena
     short_conv/         a causal filter of a few taps, with its history
     benchmark.py        milliseconds of each on this machine: `python -m bodyplan.kernels.benchmark`

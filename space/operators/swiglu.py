@@ -32,23 +32,37 @@ class GatedFeedForward(nn.Module):
         return y_BTD
 
 
+class BilinearFeedForward(GatedFeedForward):
+    """`down(gate(x) * up(x))`: the gate without an activation."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTD: Tensor = self.down(self.gate(x_BTD) * self.up(x_BTD))
+        return y_BTD
+
+
 @dataclass(frozen=True)
 class SwiGLU(Operator):
     """GLU Variants Improve Transformer (Shazeer, 2020). hidden = ratio * width, rounded up to a multiple of 8.
 
     At equal ratio it holds half as many parameters again as `MLP`; ratio 8/3 equals `MLP(4)`.
+    activation: of the gate, "silu", or None for the bilinear unit, which TransNormerLLM calls SGLU (Qin et al., 2023).
     """
 
     ratio: Any = 3
+    activation: Any = "silu"
     kind: ClassVar[str] = "channel"
     source: ClassVar[Source] = Source("GLU Variants Improve Transformer", 2020)
 
     def check(self, width: int, where: str) -> None:
         check_ratio(self.ratio, where)
+        if self.activation not in ("silu", None):
+            raise ValueError(f"activation must be 'silu' or None at {where}: got {self.activation!r}; use None for no "
+                             "activation")
 
     def axes(self, width: int) -> dict[str, Param]:
         d, f = axis("width", width), axis("hidden", hidden_size(self.ratio, width))
         return {"gate.weight": param(f, d), "up.weight": param(f, d), "down.weight": param(d, f)}
 
     def build(self, width: int) -> nn.Module:
-        return GatedFeedForward(width, hidden_size(self.ratio, width))
+        kind = GatedFeedForward if self.activation else BilinearFeedForward
+        return kind(width, hidden_size(self.ratio, width))

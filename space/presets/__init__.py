@@ -6,6 +6,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
 
     gpt, llama          decoders of text
     mamba2_hybrid       state spaces, attention and MLPs in given shares
+    based, transnormer  linear attention beside sliding windows; with decays
     brainformer         non-uniform blocks, repeated
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from . import (
     autoformer,
+    based,
     brainformer,
     conformer,
     convnext,
@@ -37,8 +39,10 @@ from . import (
     pvt,
     squeezeformer,
     swin,
+    transnormer,
     vit,
 )
 
-__all__ = ["autoformer", "brainformer", "conformer", "convnext", "cvt", "dinat", "gpt", "halonet", "lighthubert", "lit",
-           "llama", "mamba2_hybrid", "metaformer", "mixed_attention", "pvt", "squeezeformer", "swin", "vit"]
+__all__ = ["autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "gpt", "halonet",
+           "lighthubert", "lit", "llama", "mamba2_hybrid", "metaformer", "mixed_attention", "pvt", "squeezeformer",
+           "swin", "transnormer", "vit"]

@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 from bodyplan.kernels.gated_delta import chunked as gated_delta
+from bodyplan.kernels.gated_linear import chunked as gated_linear
 from bodyplan.kernels.linear_recurrence import chunked as linear_recurrence
 from bodyplan.kernels.long_conv import fft
 from bodyplan.kernels.short_conv import naive as short_conv
 
-INLINED = [linear_recurrence, gated_delta, fft, short_conv]
+INLINED = [linear_recurrence, gated_linear, gated_delta, fft, short_conv]
 
 
 @pytest.mark.parametrize("module", INLINED, ids=lambda module: module.__name__)
@@ -23,7 +24,8 @@ def test_the_functions_run_from_their_source_with_torch_alone(module):
     exec("from __future__ import annotations\n" + "\n\n".join(map(inspect.getsource, functions)), namespace)
     given = {"q_BTGK": (1, 9, 1, 2), "k_BTGK": (1, 9, 1, 2), "v_BTHV": (1, 9, 1, 3), "x_BTD": (1, 9, 2),
              "filter_LD": (9, 2), "history_BTD": (1, 9, 2), "weight_DW": (2, 4), "log_decay_BTH": (1, 9, 1),
-             "beta_BTH": (1, 9, 1)}  # fmt: skip
+             "beta_BTH": (1, 9, 1), "q_BTHK": (1, 9, 1, 2), "k_BTHK": (1, 9, 1, 2),
+             "log_decay_BTHK": (1, 9, 1, 2)}  # fmt: skip
     for name in module.__all__:
         function, state = getattr(module, name), {}
         wanted = {p for p in inspect.signature(function).parameters if p in given}
@@ -36,5 +38,5 @@ def test_the_functions_run_from_their_source_with_torch_alone(module):
 
 @pytest.mark.parametrize("name", ["to_chunks", "from_chunks"])
 def test_functions_of_one_name_have_one_source(name):
-    sources = {inspect.getsource(getattr(module, name)) for module in (linear_recurrence, gated_delta)}
+    sources = {inspect.getsource(getattr(module, name)) for module in (linear_recurrence, gated_linear, gated_delta)}
     assert len(sources) == 1

@@ -83,10 +83,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "WindowAttention": [
         (WindowAttention(heads=4, window=4, shift=True), 16), (WindowAttention(heads=2, window=3, head_dim=3), 8)],
     "Zero": [(Zero(), 16)],
-    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1), 16)],
+    "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1, activation=None), 16)],
     "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
     "Identity": [(bp.Identity(), 32)],
-    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16)],
+    "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16), (bp.RMSNorm(gain=False), 24)],
     "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
     "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
                        (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16),
