@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .axes import Param
-from .macros.running import as_sequence, initial_state, step_part
+from .macros.running import as_sequence, initial_state, step_part, without_attention
 from .operator import leaf
 from .plan import Plan
 from .tree import matrices_of
@@ -31,20 +31,25 @@ Shared = dict[str, Any]                  # what parts of one stream hand to each
 
 
 class Sublayer(nn.Module):
-    """`x + op(norm(x))`."""
+    """`x + op(norm(x))`.
 
-    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False):
+    hides: the keys and values that layers hand on are for their own mixers: not for a channel, nor for what is inside a
+    macro.
+    """
+
+    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False, hides: bool = False):
         super().__init__()
         self.norm: Any = norm
         self.op: Any = op
-        self.spatial = spatial
+        self.spatial, self.hides = spatial, hides
 
     def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
         return x_BTD + self.branch(x_BTD, shared)
 
     def branch(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
         """`op(norm(x))` alone."""
-        return as_sequence(self.op, self.norm(x_BTD), self.spatial, shared)
+        given = without_attention(shared) if self.hides else shared
+        return as_sequence(self.op, self.norm(x_BTD), self.spatial, given)
 
     def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> Any:
         return initial_state(self.op, batch, dtype, device)
@@ -55,7 +60,8 @@ class Sublayer(nn.Module):
         return x_BTD + y_BTD, state
 
     def step_branch(self, x_BTD: Tensor, state: Any, shared: Shared | None = None) -> tuple[Tensor, Any]:
-        return step_part(self.op, self.norm(x_BTD), state, self.spatial, shared)
+        given = without_attention(shared) if self.hides else shared
+        return step_part(self.op, self.norm(x_BTD), state, self.spatial, given)
 
 
 class BlockModule(nn.Module):

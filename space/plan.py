@@ -59,7 +59,8 @@ class Block(Macro):
     def build(self, width: int) -> nn.Module:
         from .model import BlockModule, Sublayer
 
-        return BlockModule(**{name: Sublayer(self.norm.build(width), op.build(width), op.spatial)
+        return BlockModule(**{name: Sublayer(self.norm.build(width), op.build(width), op.spatial,
+                                             hides=name != "mixer" or isinstance(op, Macro))
                               for name, op in self.sublayers()})
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:

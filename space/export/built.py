@@ -40,7 +40,8 @@ class Built:
         forward = inspect.signature(self.parts["embed"].forward)
         self.input_name = "ids_BT" if plan.embed.causal else next(iter(forward.parameters))
         self._find_readers()
-        stand_in(self.records, self.layers if self.is_adapted and streams and not self.wraps else (), self.starts)
+        stand_in(self.records, self.layers if self.is_adapted and streams and not self.wraps else (), self.starts,
+                 self.sharing())
 
     def _construct(self, item: Any, width: int) -> nn.Module:
         module, records = construct(lambda: item.build(width))
@@ -48,15 +49,19 @@ class Built:
         return module
 
     def _find_readers(self) -> None:
-        """`starts`: modules that start a hand-over that somebody below reads; all parts where a source comes in."""
+        """`starts`: modules that start a hand-over that somebody below reads; all parts where a source comes in.
+
+        `spreads`: whether something is handed on beside the keys and values of sharing layers.
+        """
         reading = {id(self[name]) for name, op in self.architecture.modules if getattr(op, "reads_shared", False)}
         modules = [record.module for record in self.records.values()]
-        self.has_source = any(isinstance(m, EncoderDecoderLayers) for m in modules)
+        self.has_source = self.spreads = any(isinstance(m, EncoderDecoderLayers) for m in modules)
         starts: list[nn.Module] = [m for m in modules if isinstance(m, EncoderDecoderLayers)]
         starts += [m for m in modules if isinstance(m, SharingLayers) and any(id(part) in reading for part in m.modules())]
         covered = {id(m) for start in starts for m in start.modules()}
         if self.has_source or not reading <= covered:               # a hand-over that is not one of these: everywhere
             starts.append(self.layers)
+            self.spreads = True
             covered |= {id(m) for m in self.layers.modules()}
         shields = [m for m in modules if isinstance(m, SharingLayers) and id(m) in covered and m not in starts]
         self.starts = [*starts, *shields]          # what goes on outside does not reach inside
@@ -68,7 +73,14 @@ class Built:
 
     def sharing(self) -> frozenset[type]:
         """The classes that take what layers hand on."""
-        return below(self.starts, passes_on={Sublayer})
+        return below(self.starts, passes_on={Sublayer}, hides=self._hides)
+
+    def _hides(self, owner: nn.Module, part: nn.Module) -> bool:
+        """Whether a part gets nothing: keys and values are for the own mixers of sharing layers."""
+        if self.spreads:
+            return False
+        return owner.hides if isinstance(owner, Sublayer) else (
+            isinstance(owner, SharingLayers) and not isinstance(part, BlockModule))
 
     def written(self) -> Iterator[Record]:
         """The modules that the file constructs by name, parts before what they are given to."""

@@ -13,7 +13,7 @@ from torch import nn
 from ..macros import running as house_running
 from ..model import BlockModule, Sublayer
 from ..operators import spatial
-from . import running, skeleton, units
+from . import running, skeleton, stacks, units
 from .built import Built
 from .collect import Collector
 from .fold import specialise
@@ -91,7 +91,7 @@ class Definitions:
         leaves, holders = self.built.roots()
         skeletal = [c for c in SKELETAL if c in holders or (c is skeleton.LowRank and self.built.is_adapted)]
         last = [self.collector.add(c) for c in (*skeletal, skeleton.Model)]
-        for runner in (*RUNNERS, *(getattr(units, name) for name in ("change", "step_change", "units_of"))):
+        for runner in (*RUNNERS, units.change, units.step_change, units.units_of, stacks.handed):
             self.collector.add(runner)
         first = [self.collector.add(c) for c in leaves]
         others = [self.collector.add(c) for c in holders if c not in SKELETAL]
@@ -194,7 +194,7 @@ class Definitions:
 
 
 _HOMES = ((house_running, ("as_sequence", "step_part", "initial_state")), (spatial, ("as_grid",)),
-          (units, ("change", "step_change", "units_of")))
+          (units, ("change", "step_change", "units_of")), (stacks, ("handed",)))
 assert {name for _, names in _HOMES for name in names} == set(RUNNING)
 
 

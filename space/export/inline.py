@@ -20,7 +20,7 @@ __all__ = ["RUNNING", "Parts", "inlined", "of_rank"]
 
 SIGNATURES = {"as_sequence": "part, x, spatial, shared=None", "change": "part, x, shared=None",
               "step_part": "part, x, state, spatial, shared=None", "step_change": "part, x, state, shared=None",
-              "initial_state": "part, batch, dtype, device", "units_of": "layer", "as_grid": "x"}
+              "initial_state": "part, batch, dtype, device", "units_of": "layer", "as_grid": "x", "handed": "layer, shared"}
 RUNNING = tuple(SIGNATURES)
 RANKED = ("macros.stage", "macros.ushape", "operators.spatial")
 
@@ -177,6 +177,12 @@ class _Site:
 
     def units_of(self) -> str:
         return f"{self.argument['layer']}.children()" if self.are_blocks() else self.call("layer")
+
+    def handed(self) -> str:
+        """All that the stream shares, where only blocks take any of it."""
+        takers = [part for part in self.found if self.parts.shares(part)]
+        is_for_blocks = bool(takers) and all(isinstance(part, self.parts.block) for part in takers)
+        return self.argument["shared"] if is_for_blocks else self.call("layer", "shared")
 
     def as_grid(self) -> str:
         return self.argument["x"] if self.parts.grid else self.call("x")

@@ -8,7 +8,7 @@ away with the other options.
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from torch import nn
 
@@ -21,20 +21,24 @@ __all__ = ["NAME", "below", "hands_on_alone", "is_house", "keys_read", "without"
 NAME = "shared"
 
 
-def below(starts: Iterable[nn.Module], *, passes_on: Collection[type]) -> frozenset[type]:
-    """The classes of modules below those that start a hand-over, as far as it is passed on; ancestors included."""
+def below(starts: Iterable[nn.Module], *, passes_on: Collection[type],
+          hides: Callable[[nn.Module, nn.Module], bool]) -> frozenset[type]:
+    """The classes of modules below those that start a hand-over, as far as it is passed on; ancestors included.
+
+    hides: whether a module passes nothing on to a part of it.
+    """
     found: set[type] = set()
 
-    def visit(module: nn.Module) -> None:
+    def visit(module: nn.Module, owner: nn.Module) -> None:
         for child in module.children():
             if isinstance(child, nn.ModuleList | nn.ModuleDict):
-                visit(child)
-            elif getattr(child, "shares", False) or type(child) in passes_on:
+                visit(child, owner)
+            elif (getattr(child, "shares", False) or type(child) in passes_on) and not hides(owner, child):
                 found.update(type(child).__mro__)
-                visit(child)
+                visit(child, child)
 
     for start in starts:
-        visit(start)
+        visit(start, start)
     return frozenset(found) - set(nn.Module.__mro__)
 
 
@@ -76,6 +80,8 @@ def _edits(source: Text, node: ast.AST, name: str, functions: Collection[str]) -
         yield Edit(*source.span(node), f"({', '.join(kept)}{',' if len(kept) == 1 else ''})")
     elif isinstance(node, ast.FunctionDef) and isinstance(defaults_of(node).get(name), ast.Constant):
         yield drop_parameters(source, node, {name})
+    elif isinstance(node, ast.IfExp) and is_it(node.orelse):             # what of it is passed on: nothing either way
+        yield Edit(*source.span(node), "None")
     elif isinstance(node, ast.Compare) and is_it(node.left):
         yield Edit(*source.span(node.left), "None")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..macros.running import as_sequence, initial_state, step_part
+from ..macros.running import as_sequence, initial_state, step_part, without_attention
 
 __all__ = ["AdaptedLayer", "Layer", "LowRank", "Model", "Stepping", "Sublayer", "pick"]
 
@@ -28,19 +28,20 @@ class Sublayer(nn.Module):
 
     shares = True
 
-    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False):
+    def __init__(self, norm: nn.Module, op: nn.Module, spatial: bool = False, hides: bool = False):
         super().__init__()
-        self.norm, self.op, self.spatial = norm, op, spatial
+        self.norm, self.op, self.spatial, self.hides = norm, op, spatial, hides
 
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
-        return as_sequence(self.op, self.norm(x_BTD), self.spatial, shared)
+        return as_sequence(self.op, self.norm(x_BTD), self.spatial, without_attention(shared) if self.hides else shared)
 
     def init_state(self, batch: int, dtype: torch.dtype, device: Any) -> dict[str, Any]:
         return initial_state(self.op, batch, dtype, device)
 
     def step(self, x_BTD: Tensor, state: dict[str, Any],
              shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        return step_part(self.op, self.norm(x_BTD), state, self.spatial, shared)
+        return step_part(self.op, self.norm(x_BTD), state, self.spatial,
+                         without_attention(shared) if self.hides else shared)
 
 
 class Layer(nn.Module):

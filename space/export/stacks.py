@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..macros.running import as_sequence, initial_state, step_part
-from .skeleton import Stepping
+from ..macros.running import as_sequence, initial_state, step_part, without_attention
+from .skeleton import Layer, Stepping
 
-__all__ = ["AdaptedLayers", "Layers", "LoopedLayers", "SharingLayers"]
+__all__ = ["AdaptedLayers", "Layers", "LoopedLayers", "SharingLayers", "handed"]
 
 
 class Layers(nn.Module):
@@ -129,7 +129,7 @@ class SharingLayers(nn.Module):
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         own = {} if shared is None else without_attention(shared)
         for layer in self.layers:
-            x_BTD = as_sequence(layer, x_BTD, True, own)
+            x_BTD = as_sequence(layer, x_BTD, True, handed(layer, own))
         return x_BTD
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[Any]:
@@ -140,11 +140,11 @@ class SharingLayers(nn.Module):
         own = {} if shared is None else without_attention(shared)
         after = []
         for layer, before in zip(self.layers, state, strict=True):
-            x_BTD, new = step_part(layer, x_BTD, before, True, own)
+            x_BTD, new = step_part(layer, x_BTD, before, True, handed(layer, own))
             after.append(new)
         return x_BTD, after
 
 
-def without_attention(shared: dict[str, Any]) -> dict[str, Any]:
-    """What an outer stream shares, without the keys and values of its layers."""
-    return {key: held for key, held in shared.items() if key not in ("kv", "first_value")}
+def handed(layer: nn.Module, shared: dict[str, Any]) -> dict[str, Any] | None:
+    """What a layer gets of what its stream shares: keys and values are for blocks alone."""
+    return shared if isinstance(layer, Layer) else without_attention(shared)

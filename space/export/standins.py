@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,11 +20,12 @@ ALIASES: dict[Any, Any] = {model.Sublayer: skeleton.Sublayer, model.BlockModule:
 Given = dict[str, Any]
 
 
-def stand_in(records: Mapping[int, Record], adapted: Iterable[nn.Module], starts: Iterable[nn.Module]) -> None:
+def stand_in(records: Mapping[int, Record], adapted: Iterable[nn.Module], starts: Iterable[nn.Module],
+             sharing: Collection[type]) -> None:
     """Give every record of such a module its stand-in.
 
     adapted: blocks that a looped model runs and steps with other weights than their own. starts: modules that start a
-    hand-over anybody reads.
+    hand-over anybody reads. sharing: the classes of what takes part in one.
     """
     with_weights, handing = {id(m) for m in adapted}, {id(m) for m in starts}
     blocks = [m for r in records.values() if isinstance(m := r.module, model.BlockModule)]
@@ -35,6 +36,10 @@ def stand_in(records: Mapping[int, Record], adapted: Iterable[nn.Module], starts
         if kind is model.BlockModule:
             layer = skeleton.AdaptedLayer if key in with_weights else skeleton.Layer
             _put(record, layer, skeleton.Layer, _of_block(record.module, common))
+        elif kind is model.Sublayer:
+            given = _given(record)
+            hides = given["hides"] and type(given["op"]) in sharing
+            _put(record, skeleton.Sublayer, skeleton.Sublayer, {**given, "hides": hides})
         elif kind is residual_layers.SharingLayers and key not in handing:
             _put(record, stacks.Layers, stacks.Layers, {"layers": _given(record)["layers"]})
         elif kind in _WAYS:
@@ -66,7 +71,6 @@ def _of_layers(given: Given) -> tuple[type, Given]:
 
 
 _WAYS: dict[type, Callable[[Given], tuple[type, Given]]] = {
-    model.Sublayer: lambda given: (skeleton.Sublayer, given),
     model.LowRank: lambda given: (skeleton.LowRank, given),
     model.Layers: _of_layers,
     residual_layers.SharingLayers: lambda given: (stacks.SharingLayers, given),

@@ -28,6 +28,8 @@ MERGES = ("sum", "concat", "gated")
 class ParallelBranches(nn.Module):
     """All branches read the same input; their outputs are summed, gated per token, or concatenated and projected."""
 
+    shares = True
+
     def __init__(self, branches: list[nn.Module], spatial: list[bool], merge: str, width: int):
         super().__init__()
         self.branches = nn.ModuleList(branches)

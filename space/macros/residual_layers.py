@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import BlockModule, Shared, Sublayer
-from .running import as_sequence, initial_state, step_part
+from .running import as_sequence, initial_state, step_part, without_attention
 
 __all__ = ["DenseLayers", "HyperLayers", "LadderLayers", "SharingLayers"]
 
@@ -167,7 +167,7 @@ class DenseLayers(nn.Module):
 
 
 class SharingLayers(nn.Module):
-    """Layers that hand keys and values to one another, each pass anew."""
+    """Blocks that hand keys and values to one another, each pass anew; layers of another kind see nothing of them."""
 
     shares = True
 
@@ -176,16 +176,16 @@ class SharingLayers(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
-        own = without_attention(shared)
+        own = without_attention(shared) or {}
         for layer in self.layers:
-            x_BTD = as_sequence(layer, x_BTD, True, own)
+            x_BTD = as_sequence(layer, x_BTD, True, handed(layer, own))
         return x_BTD
 
     def step(self, x_BTD: Tensor, state: States, shared: Shared | None = None) -> tuple[Tensor, States]:
         """The next tokens, with a state per layer."""
-        own, after = without_attention(shared), []
+        own, after = without_attention(shared) or {}, []
         for layer, before in zip(self.layers, state, strict=True):
-            x_BTD, new = step_part(layer, x_BTD, before, True, own)
+            x_BTD, new = step_part(layer, x_BTD, before, True, handed(layer, own))
             after.append(new)
         return x_BTD, after
 
@@ -193,6 +193,6 @@ class SharingLayers(nn.Module):
         return [initial_state(layer, batch, dtype, device) for layer in self.layers]
 
 
-def without_attention(shared: Shared | None) -> Shared:
-    """What an outer stream shares, without the keys and values of its layers."""
-    return {key: held for key, held in (shared or {}).items() if key not in ("kv", "first_value")}
+def handed(layer: nn.Module, shared: Shared) -> Shared | None:
+    """What a layer gets of what its stream shares: keys and values are for blocks alone."""
+    return shared if isinstance(layer, BlockModule) else without_attention(shared)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_sequence", "initial_state", "step_part"]
+__all__ = ["as_sequence", "initial_state", "step_part", "without_attention"]
 
 
 def as_sequence(part: nn.Module, x: Tensor, spatial: bool, shared: dict[str, Any] | None = None) -> Tensor:
@@ -30,3 +30,8 @@ def step_part(part: Any, x_BTD: Tensor, state: Any, spatial: bool,
 def initial_state(part: Any, batch: int, dtype: torch.dtype, device: Any) -> Any:
     """The state of a part before the first token; an empty one for a part that keeps none."""
     return part.init_state(batch, dtype=dtype, device=device) if hasattr(part, "init_state") else {}
+
+
+def without_attention(shared: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an outer stream shares, without the keys and values of its layers; nothing where nothing is shared."""
+    return None if shared is None else {key: held for key, held in shared.items() if key not in ("kv", "first_value")}

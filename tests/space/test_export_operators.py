@@ -34,6 +34,16 @@ NESTED = {
                                              bp.HyperConnections(3)), bp.Once()),
     "hand-overs in one another": (TEXT, bp.Stack((layer(), bp.Stack((layer(4),), bp.CrossLayerKV()), layer()),
                                                  bp.CrossLayerKV()), bp.Once()),
+    "attention among shared keys": (TEXT, bp.Stack((
+        layer(), bp.Block(mixer=bp.Parallel(branches=(bp.Attention(heads=4), bp.MLP()))),
+        bp.Block(channel=bp.Attention(heads=4)), bp.Cell(edges=(bp.Attention(heads=4), bp.Identity(), bp.Identity())),
+        layer()), bp.CrossLayerKV()), bp.Once()),
+    "attention beside the memory among shared keys": (TEXT, bp.EncoderDecoder(
+        encoder=layer(bidirectional=True), decoder=bp.Stack((
+            layer(), bp.Block(mixer=bp.Parallel(branches=(bp.CrossAttention(heads=2), bp.Attention(heads=4)))),
+            bp.Block(mixer=bp.CrossAttention(heads=2), channel=bp.CrossAttention(heads=4)),
+            bp.Cell(edges=(bp.CrossAttention(heads=2), bp.Identity(), bp.Identity())), layer()), bp.CrossLayerKV())),
+        bp.Once()),
     "an encoder and a decoder of stacks": (TEXT, bp.EncoderDecoder(
         encoder=bp.Stack((layer(bidirectional=True), CONV), bp.DenseAverage()),
         decoder=bp.Stack((layer(qk_norm=True), CROSS, layer(qk_norm=True)), bp.ValueResidual())), bp.Once()),
@@ -69,7 +79,7 @@ EVERY = {"operators that stream": (TEXT, True), "operators that look ahead": (TE
          "operators on a grid": (IMAGE, False)}
 CASES = [*NESTED, *EVERY]
 STREAMING = ("corrections around macros", "a loop among shared keys", "units that are macros", "hand-overs in one another",
-             "branches in branches", "operators that stream")
+             "attention among shared keys", "branches in branches", "operators that stream")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +109,10 @@ def test_the_model_file_is_plain_torch_and_tidy(case, exported):
 
 def test_a_part_is_asked_at_run_time_only_where_parts_differ(exported):
     assert "getattr" not in model_text(exported, "hand-overs in one another").split("def sharing")[0]
+    among = model_text(exported, "attention among shared keys")
+    assert "x_BTD = sharing(layer, x_BTD, own)" in among, "a layer of another kind takes nothing"
+    assert "shared" not in among.split("class ParallelBranches")[1].split("class SharingLayers")[0]
+    assert "without_attention" not in model_text(exported, "hand-overs in one another")
     assert "def on_grid_sharing" in model_text(exported, "shared keys on a grid")
     both = model_text(exported, "branches on a grid").split("class ParallelBranches")[1].split("\nclass ")[0]
     assert "on_grid(branch, x_BTD, spatial)" in both

@@ -104,6 +104,49 @@ def test_a_layer_that_reuses_keys_and_values_has_none():
                                                      width=24).sample(0).cost(64).state_bytes
 
 
+AMONG = {
+    "branches": bp.Block(mixer=bp.Parallel(branches=(bp.Attention(heads=2), bp.Zero()))),
+    "a channel": bp.Block(channel=bp.Attention(heads=2)),
+    "a cell": bp.Cell(edges=(bp.Attention(heads=2), bp.Identity(), bp.Identity())),
+    "a cell as mixer": bp.Block(mixer=bp.Cell(edges=(bp.Attention(heads=2),))),
+    "a loop": bp.Looped((bp.Block(mixer=bp.Attention(heads=2)),), bp.Loop(2)),
+    "a stage": bp.Stage((bp.Block(mixer=bp.Attention(heads=2)),)),
+    "a stack": bp.Stack((bp.Block(mixer=bp.Attention(heads=2)),), bp.Ladder()),
+}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2], ids=["other sizes", "equal sizes"])
+@pytest.mark.parametrize("residual", [bp.CrossLayerKV(), bp.ValueResidual()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("item", AMONG.values(), ids=AMONG.keys())
+def test_attention_inside_a_macro_takes_no_part_in_what_layers_share(item, residual, kv_heads):
+    sharing = bp.Block(mixer=bp.Attention(heads=2, kv_heads=kv_heads))
+    without = space(bp.Stack((sharing, sharing), residual), width=16).sample(0).build(seed=3)
+    among = space(bp.Stack((item, sharing, item, sharing), residual), width=16).sample(0).build(seed=4)
+    moved = {"layers.0.layers.0.": "layers.0.layers.1.", "layers.0.layers.1.": "layers.0.layers.3."}
+    among.load_state_dict({moved.get(name[:18], name[:18]) + name[18:]: p for name, p in without.named_parameters()},
+                          strict=False)
+    with torch.no_grad():
+        for name, parameter in among.named_parameters():
+            if name.startswith(("layers.0.layers.0.", "layers.0.layers.2.")) and name.endswith("out.weight"):
+                parameter.zero_()                               # it adds nothing, so that only what it hands on could show
+    ids = inputs(without.architecture, 9)
+    assert torch.equal(among(ids), without(ids))
+    first, state = among.step(ids[:, :4], among.init_state(2))
+    steps = torch.cat([first, among.step(ids[:, 4:], state)[0]], 1)
+    torch.testing.assert_close(steps, without(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_branches_and_channels_of_a_decoder_read_the_memory_among_shared_keys():
+    decoder = bp.Stack((bp.Block(mixer=bp.Attention(heads=2)),
+                        bp.Block(mixer=bp.Parallel(branches=(bp.CrossAttention(heads=2), bp.Attention(heads=4)))),
+                        bp.Block(channel=bp.CrossAttention(heads=4)), bp.Block(mixer=bp.Attention(heads=2))),
+                       bp.CrossLayerKV())
+    model = space(bp.EncoderDecoder(encoder=(), decoder=decoder), width=16).sample(0).build()
+    ids, source = torch.arange(5)[None], torch.arange(7)[None]
+    assert model(ids, source).shape == (1, 5, 32)
+    assert not torch.equal(model(ids, source), model(ids, source.flip(1) + 1))
+
+
 def test_a_fresh_topology_starts_as_the_plain_stream():
     layers = (ATTENTION, ATTENTION)
     plain = space(bp.Stack(layers, bp.Residual()), width=16)
