@@ -4,4 +4,5 @@
     spec        the tree
     outline     what is tied, and what holds layers
     checking    everything that can be wrong with a space, found before any work starts
+    reaching    what of it the rules over decisions exclude
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..elastic.layout import MAX_VARIANTS, Survey
@@ -9,6 +10,7 @@ from ..grammar import held
 from ..macros.base import Macro
 from ..operator import Operator
 from ..plan import Block, Loop, Once
+from .reaching import Misfit, first_reached
 from .spec import variants
 
 if TYPE_CHECKING:
@@ -33,11 +35,20 @@ class _Checker:
         self._kinds("norm", "norm")
         self._body(self.space.definition["body"], "body")
         self._recursion()
+        misfit = first_reached(self.space, list(self._misfits()))
+        if misfit is not None:
+            raise misfit.error
+        self._tied_head()
+
+    def _misfits(self) -> Iterator[Misfit]:
+        """What cannot be built, whether or not a rule excludes it."""
         for site in self.space.sites():
             for operator in site.operators:
                 for width in sorted(site.widths):
-                    operator.check(width, site.address)
-        self._tied_head()
+                    try:
+                        operator.check(width, site.address)
+                    except (ValueError, TypeError) as error:
+                        yield Misfit(site, operator, width, error)
 
     def _tied_head(self) -> None:
         """A tied head reads the stream with the embedding's matrix, so the body must leave the width as it is."""

@@ -188,6 +188,21 @@ class Ruling:
         which, it = ("this one", "it") if len(core) == 1 else (f"these {len(core)} together", "one of them")
         raise ValueError(f"constraints must leave something of the space: no genome keeps {which}: {texts}; loosen {it}")
 
+    def allows(self, rule: Rule) -> bool:
+        """Whether some genome keeps one more rule over decisions beside those that prune; True where that is not known.
+
+        Raises ValueError for a rule that cannot be bound to this space.
+        """
+        return self._leaves_something([*self.pruned, rule])
+
+    def leaves_broken(self, rule: Rule) -> bool:
+        """Whether some genome that keeps the rules that prune breaks one more.
+
+        Raises ValueError for a rule that cannot be bound to this space, NotCountable where genomes cannot be counted.
+        """
+        kept, both = self.counter, self._counting([*self.pruned, rule])
+        return both.weight(both.walk.root) < kept.weight(kept.walk.root)
+
     def _leaves_something(self, rules: list[Rule]) -> bool:
         counter = self._counting(rules)
         try:

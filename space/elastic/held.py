@@ -32,10 +32,9 @@ def held_parameters(space: Space) -> dict[str, Param]:
 
 
 def _add(site: Site, members: Members) -> None:
-    for op in site.operators:
-        for width in sorted(site.widths):
-            for key, declared in axes_of(op, width).items():
-                members.setdefault(weight_address(site.address, key, declared), []).append(declared)
+    for op, width in site.pairs():
+        for key, declared in axes_of(op, width).items():
+            members.setdefault(weight_address(site.address, key, declared), []).append(declared)
 
 
 def _add_lora(home: str, loop: Loop, inside: Iterable[Site], members: Members) -> None:

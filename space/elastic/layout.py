@@ -8,8 +8,9 @@ Two walks must agree: `sites` over the compiled space, for a supernet, and `addr
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..compiled.spec import ChoiceNode, Fixed, Node, RecordNode, RepeatNode, SequenceNode, SubsetNode, join, variants
@@ -25,12 +26,34 @@ Homes = tuple[dict[str, tuple[Any, Any]], tuple[Any, ...], tuple[Any, ...]]     
 
 
 class Site(NamedTuple):
-    """One place for weights: its address, the operators that may stand there, the widths that may reach it."""
+    """One place for weights: its address, the operators that may stand there, the widths that may reach it.
+
+    origins: for operators that a macro around makes of others, those.
+    """
 
     address: str
     operators: list[Operator]
     widths: Widths
     is_norm: bool = False
+    origins: Mapping[Operator, tuple[Operator, ...]] = MappingProxyType({})
+
+    def rewritten(self, rewrite: Callable[[Any], Any]) -> Site:
+        """The site with what a macro around may make of its operators."""
+        origins: dict[Operator, tuple[Operator, ...]] = {}
+        for operator in self.operators:
+            for changed in (operator, rewrite(operator)):
+                origins[changed] = (*origins.get(changed, ()), *self.origins.get(operator, (operator,)))
+        return self._replace(operators=list(origins), origins=origins)
+
+    def pairs(self) -> Iterator[tuple[Operator, int]]:
+        """Every operator at every width, without those that cannot be built, which no genome of a checked space has."""
+        for operator in self.operators:
+            for width in sorted(self.widths):
+                try:
+                    operator.check(width, self.address)
+                except (ValueError, TypeError):
+                    continue
+                yield operator, width
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -117,8 +140,7 @@ class Survey:
 
         leaving = cls.survey(widths, numbers, lambda name, inner: self.visit(parts[name], inner, slot))
         for rewrite in dict.fromkeys(rewrite for shell in shells for rewrite in shell.rewrites()):
-            self.sites[first:] = [site._replace(operators=list(dict.fromkeys(
-                changed for op in site.operators for changed in (op, rewrite(op))))) for site in self.sites[first:]]
+            self.sites[first:] = [site.rewritten(rewrite) for site in self.sites[first:]]
         if "recursion" in parts:
             inside = self.sites[first:]
             self.loops += [(join(slot, where), loops, inside) for where, loops in loop_sites(parts["recursion"])]

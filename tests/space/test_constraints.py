@@ -1,5 +1,6 @@
 """Declared constraints: what they mean, how they read, what they refuse, and their JSON form."""
 
+import dataclasses
 import json
 import random
 
@@ -7,6 +8,7 @@ import bodyplan as bp
 import pytest
 from bodyplan.errors import BodyplanError
 from bodyplan.space.constraints import cost, count, measure, monotone, total, value, within
+from bodyplan.space.macros.looped import Looped
 from bodyplan.space.macros.stage import Stage
 
 VOCAB = 64
@@ -296,3 +298,76 @@ def test_subsets_orders_and_kept_layers_have_constraints_too():
     order = make(monotone("heads", "increasing", of=bp.Attention), width=16,
                  body=bp.permutation(*(bp.Block(mixer=bp.Attention(heads=h)) for h in (1, 2, 4))))
     assert [len(attentions(order.plan(g)[0])) for g in order.enumerate()] == [3] and order.size() == 1
+
+
+DIVIDES = within(bp.Attention, lambda a: a.width % a.heads == 0)
+HEADS = bp.Attention(heads=bp.choice(4, 5))
+STAGES = (bp.Block(mixer=HEADS), bp.Stage((bp.Block(mixer=HEADS),), width=bp.choice(32, 40)))
+EXCLUDED = {
+    "a condition on the part": make(DIVIDES, width=bp.choice(32, 40), mixer=bp.choice(HEADS, bp.ShortConv())),
+    "places by their paths": make((value("width") == 40) | (value("body.mixer.heads") == 4), width=bp.choice(32, 40),
+                                  body=bp.Block(mixer=HEADS)),
+    "a count": make(count(bp.Attention, heads=5) == 0, width=32, mixer=HEADS),
+    "a tied part": make(DIVIDES, width=bp.choice(32, 40), mixer=bp.tied(HEADS)),
+    "a stage with its own width": make(DIVIDES, width=32, body=(
+        bp.Stage((bp.Block(mixer=HEADS),), width=bp.choice(32, 40)), bp.Stage((), width=32))),
+    "a topology that rewrites": make(DIVIDES, width=bp.choice(32, 40), body=bp.Stack(
+        bp.repeat(bp.Block(mixer=HEADS), 2), bp.CrossLayerKV())),
+}
+
+
+@pytest.mark.parametrize("space", EXCLUDED.values(), ids=EXCLUDED.keys())
+def test_an_operator_that_no_genome_has_at_a_width_need_not_fit_it(space):
+    genomes = list(space.enumerate())
+    assert len(genomes) == space.size()
+    pairs = {(place.operator.heads, place.width) for genome in genomes for place in space.architecture(genome).placed
+             if isinstance(place.operator, bp.Attention)}
+    assert pairs and all(width % heads == 0 for heads, width in pairs)
+    net = bp.Supernet(space)
+    for genome in (genomes[0], genomes[-1]):
+        architecture = space.architecture(genome)
+        assert {n: p.shape for n, p in net.extract(architecture).named_parameters()} == {
+            n: declared.shape for n, declared in architecture.parameters.items()}
+
+
+REACHED = {
+    "no rule": ((), None, "body[0].mixer"),
+    "a rule that leaves it": ((within(bp.Attention, lambda a: a.heads <= a.width),), None, "body[0].mixer"),
+    "a rule for one layer": ((value("body[0].mixer.heads") == 4,), None, "body[1].mixer"),
+    "a rule over costs": ((cost("parameters") <= 1,), None, "body[0].mixer"),
+    "a function": ((lambda plan: False,), None, "body[0].mixer"),
+    "another place": ((value("body.0.mixer.heads") == 4,), STAGES, "body.1.layers.0.mixer"),
+    "a width that is no single decision": ((within(bp.Attention, lambda a: a.heads >= 4),), (*STAGES, STAGES[0]),
+                                           "body.0.mixer"),
+}
+
+
+@pytest.mark.parametrize("case", REACHED)
+def test_an_operator_that_some_genome_has_at_a_width_must_fit_it(case):
+    rules, body, where = REACHED[case]
+    block = bp.Block(mixer=HEADS)
+    with pytest.raises(ValueError, match="heads must divide width") as raised:
+        make(*rules, width=32, body=body or bp.repeat(block, 2))
+    assert f"at {where}: got 5 and 32; use 2 or 4" in str(raised.value)
+
+
+def test_a_continuous_field_leaves_the_check_as_it_was():
+    mixer = bp.choice(HEADS, bp.MLP(ratio=bp.real(1.0, 2.0)))
+    make(DIVIDES, width=bp.choice(32, 40), mixer=mixer)
+    with pytest.raises(ValueError, match="got 5 and 32"):
+        make(within(bp.MLP, lambda m: m.ratio <= 1.5), width=bp.choice(32, 40), mixer=mixer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Widened(Looped):
+    """Gives the attention inside a head more."""
+
+    def rewrites(self):
+        return (lambda op: dataclasses.replace(op, heads=op.heads + 1) if isinstance(op, bp.Attention) else op,)
+
+
+def test_what_a_macro_makes_of_an_operator_is_reached_where_that_is():
+    body = _Widened((bp.Block(mixer=bp.Attention(heads=bp.choice(2, 4))),))
+    make(count(bp.Attention, heads=4) == 0, width=36, body=body)
+    with pytest.raises(ValueError, match="got 5 and 32"):
+        make(count(bp.Attention, heads=2) == 0, width=32, body=body)
