@@ -29,19 +29,8 @@ class Block(Macro):
     channel: Any = field(default_factory=Identity)
     norm: Any = field(default_factory=RMSNorm)
     holds: ClassVar[tuple[str, ...]] = ("mixer", "channel", "norm")
+    vanishes: ClassVar[bool] = True
     source: ClassVar[Source] = Source("On Layer Normalization in the Transformer Architecture", 2020)
-
-    @property
-    def is_empty(self) -> bool:
-        return isinstance(self.mixer, Identity) and isinstance(self.channel, Identity)
-
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return all(op.causal for _, op in self.sublayers())
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return all(op.streaming for _, op in self.sublayers())
 
     def sublayers(self) -> list[tuple[str, Operator]]:
         """The sublayers that exist: ("mixer", operator) and ("channel", operator)."""

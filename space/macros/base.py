@@ -44,6 +44,9 @@ class Macro(Operator, abstract=True):
 
     streams: those of `holds` whose parts are items of a stream (blocks, macros); the others hold operators. spatial: a
     macro takes grids and sequences alike. recursion: of a macro that repeats its parts, which then stand in one stream.
+    vanishes: without anything inside the stream passes as it is, and the macro leaves no trace.
+
+    A macro is causal, and streams, where all that is inside does; one that looks ahead itself says so.
 
     A subclass defines `parts`, `build` and `sketch`; `axes` for parameters of its own; `out` and `survey` where it
     changes the width or the length of the stream. `axes` may depend on how many parts there are, never on which: a
@@ -54,7 +57,25 @@ class Macro(Operator, abstract=True):
     holds: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[tuple[str, ...]] = ()
     spatial: ClassVar[bool] = True
+    vanishes: ClassVar[bool] = False
     recursion: Any = None
+
+    @property
+    def causal(self) -> bool:                                                        # type: ignore[override]
+        return all(item.causal for item in self.inside())
+
+    @property
+    def streaming(self) -> bool:                                                     # type: ignore[override]
+        return all(item.streaming for item in self.inside())
+
+    @property
+    def is_empty(self) -> bool:
+        return self.vanishes and not self.inside()
+
+    def inside(self) -> list[Any]:
+        """The operators and items of streams that it runs, norms left out."""
+        held = (item for name in self.holds for item in as_items(getattr(self, name)))
+        return [item for item in held if not is_absent(item) and getattr(item, "kind", "") != "norm"]
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         if not abstract:

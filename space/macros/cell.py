@@ -89,13 +89,8 @@ class Cell(Macro):
             raise ValueError(f"a cell has an edge for every pair of its nodes at {where}: got {count} edges; "
                              "use 1, 3, 6, 10 or 15")
 
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return all(self._op(edge).causal for edge in self.live())
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return all(self._op(edge).streaming for edge in self.live())
+    def inside(self) -> list[Any]:
+        return [self._op(edge) for edge in self.live()]
 
     def _op(self, edge: Edge) -> Any:
         return as_items(self.edges)[edge[0]]

@@ -31,20 +31,9 @@ class Looped(Macro):
     recursion: Any = field(default_factory=Once)
     holds: ClassVar[tuple[str, ...]] = ("layers",)
     streams: ClassVar[tuple[str, ...]] = ("layers",)
+    vanishes: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
                                       2024)
-
-    @property
-    def is_empty(self) -> bool:
-        return not kept(self.layers)
-
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return all(entry.item.causal for entry in kept(self.layers))
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return all(entry.item.streaming for entry in kept(self.layers))
 
     def check(self, width: int, where: str) -> None:
         if hasattr(self.recursion, "check"):

@@ -94,14 +94,6 @@ class Parallel(Macro):
             raise ValueError(f"parallel branches need at least one operator at {where}: got none")
 
     @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return all(branch.causal for branch in as_items(self.branches))
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return all(branch.streaming for branch in as_items(self.branches))
-
-    @property
     def keeps_zero(self) -> bool:                                                    # type: ignore[override]
         return all(branch.keeps_zero for branch in as_items(self.branches))
 

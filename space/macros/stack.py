@@ -46,19 +46,8 @@ class Stack(Macro):
     residual: Any = field(default_factory=Residual)
     holds: ClassVar[tuple[str, ...]] = ("layers",)
     streams: ClassVar[tuple[str, ...]] = ("layers",)
+    vanishes: ClassVar[bool] = True
     source: ClassVar[Source] = Residual.source
-
-    @property
-    def is_empty(self) -> bool:
-        return not kept(self.layers)
-
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return all(entry.item.causal for entry in kept(self.layers))
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return all(entry.item.streaming for entry in kept(self.layers))
 
     def check(self, width: int, where: str) -> None:
         if not isinstance(self.residual, Residual):

@@ -99,11 +99,11 @@ class Stage(Macro):
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
-        return set(self.strides) == {1} == set(self.kernels) and all(entry.item.causal for entry in kept(self.layers))
+        return set(self.strides) == {1} == set(self.kernels) and super().causal
 
     @property
     def streaming(self) -> bool:                                                     # type: ignore[override]
-        return self.causal and all(entry.item.streaming for entry in kept(self.layers))
+        return self.causal and super().streaming
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -139,7 +139,8 @@ def may_vanish(node: Node) -> bool:
     if isinstance(node, RecordNode) and issubclass(node.cls, Block):
         parts = dict(zip(node.names, node.parts, strict=True))
         return _may_be_identity(parts["mixer"]) and _may_be_identity(parts["channel"])
-    return isinstance(node, RecordNode) and (hasattr(node.cls, "is_empty") or getattr(node.cls, "kind", "") == "identity")
+    cls = getattr(node, "cls", None)
+    return getattr(cls, "vanishes", False) or getattr(cls, "kind", "") == "identity"
 
 
 def _may_be_identity(node: Node) -> bool:

@@ -1,9 +1,13 @@
 """Macros: what they compute, declare, cost and share, for every macro with choices inside."""
 
+import dataclasses
+from typing import Any, ClassVar
+
 import bodyplan as bp
 import pytest
 import torch
 from bodyplan.evaluators.cost import macs_flop_counter
+from bodyplan.space.macros.base import Macro
 from example_macros import ALL, ATTENTION, BLOCK, CAUSAL, inputs, shaken, space, varied
 
 every = pytest.mark.parametrize("space", ALL.values(), ids=ALL.keys())
@@ -80,6 +84,41 @@ def test_a_space_with_macros_survives_json(space):
     again = bp.Space.from_json(space.to_json())
     assert again.hash == space.hash
     assert again.sample(3).hash == space.sample(3).hash
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sides(Macro):
+    """Blocks side by side, and an operator before them."""
+
+    blocks: Any
+    first: Any = bp.Identity()
+    holds: ClassVar[tuple[str, ...]] = ("blocks", "first")
+    streams: ClassVar[tuple[str, ...]] = ("blocks",)
+
+
+BOTH_WAYS = bp.Attention(heads=2, bidirectional=True)
+
+
+@pytest.mark.parametrize(("macro", "causal", "streaming"), [
+    (_Sides((ATTENTION, ATTENTION)), True, True),
+    (_Sides((ATTENTION, bp.Block(mixer=BOTH_WAYS))), False, False),
+    (_Sides((ATTENTION,), first=BOTH_WAYS), False, False),
+    (bp.Block(mixer=BOTH_WAYS), False, False),
+    (bp.Parallel((bp.MLP(), BOTH_WAYS)), False, False),
+    (bp.Cell((BOTH_WAYS, bp.MLP(), bp.Zero())), True, True),                  # an edge that reaches no output is dead
+    (bp.Cell((BOTH_WAYS, bp.Zero(), bp.MLP(ratio=1))), False, False),
+    (bp.Looped((bp.Block(mixer=BOTH_WAYS),)), False, False),
+    (bp.Stack((bp.Block(mixer=BOTH_WAYS),)), False, False),
+    (bp.Stage((bp.Block(mixer=BOTH_WAYS),)), False, False),
+    (bp.Stage((ATTENTION,), stride=2), False, False),
+], ids=lambda value: type(value).__name__)
+def test_a_macro_is_causal_and_streams_where_all_that_runs_inside_does(macro, causal, streaming):
+    assert (macro.causal, macro.streaming) == (causal, streaming)
+
+
+@pytest.mark.parametrize("macro", [bp.Block(), bp.Looped((bp.Block(),)), bp.Stack((bp.Block(), bp.Looped(())))])
+def test_a_macro_without_anything_inside_leaves_no_trace(macro):
+    assert macro.is_empty and space((macro, ATTENTION), width=16).sample(0).hash == space(ATTENTION, width=16).sample(0).hash
 
 
 def test_branches_commute():
