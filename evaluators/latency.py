@@ -62,7 +62,8 @@ class LatencyProbe:
             raise ValueError("decode latency needs a language model with init_state and step: got "
                              f'{type(module).__name__}; use phase="prefill"')
         with torch.inference_mode():
-            empty = placed.init_state(self.batch, dtype=DTYPES[self.dtype], device=device)
+            source = {"source": inputs} if getattr(placed, "reads_source", False) else {}
+            empty = placed.init_state(self.batch, dtype=DTYPES[self.dtype], device=device, **source)
             _, state = placed.step(inputs, empty)
         token = inputs[:, -1:]
         return lambda: placed.step(token, state)

@@ -18,7 +18,7 @@ from .axes import Param
 from .macros.running import as_sequence, initial_state, step_part, without_attention
 from .operator import leaf
 from .plan import Plan
-from .tree import matrices_of
+from .tree import matrices_of, placed
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -205,7 +205,7 @@ class SequenceModel(LayerStack):
     """A network as its plan says, ready to train. `forward(ids_BT)` gives logits; images give class scores.
 
     `forward(ids, source)` gives an encoder-decoder its second input. `init_state` and `step` decode token by token when
-    every mixer streams.
+    every mixer streams; an encoder-decoder's source is given to `init_state`.
     """
 
     architecture: Architecture | None = None
@@ -224,22 +224,45 @@ class SequenceModel(LayerStack):
         shared = None if source is None else {"source": self.embed(source)}
         return self._logits(self.run(self.embed(inputs), shared))
 
-    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> State:
+    @property
+    def reads_source(self) -> bool:
+        """Whether a part of it, such as an encoder, takes a second input."""
+        return any(getattr(place.operator, "reads_source", False) for place in placed(self.plan.layers, self.plan.width, 1))
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None,
+                   source: Tensor | None = None) -> Any:
         """The state before the first token, one per layer and iteration.
 
-        Raises ValueError when an operator cannot decode token by token.
+        source: [B, S], of a model that reads one. The first step puts it through the encoder; states after that hold what
+        the decoder keeps of it.
+
+        Raises ValueError when an operator cannot decode token by token, and for a source that is missing or not read.
         """
+        self._check_decodes(batch, source)
+        states = self.states(batch, dtype, device)
+        return states if source is None else {"source": self.embed(source), "layers": states}
+
+    def _check_decodes(self, batch: int, source: Tensor | None) -> None:
         for i, item in enumerate(self.plan.layers):
             for name, op in item.sublayers() if hasattr(item, "sublayers") else [("", item)]:
                 if not op.streaming:
                     where = f"layers[{i}].{name}".rstrip(".")
                     raise ValueError(f"decoding needs operators with a state at {where}: {type(op).__name__} "
                                      "has none; use forward, or give its module init_state and step")
-        return self.states(batch, dtype, device)
+        if self.reads_source and source is None:
+            raise ValueError("decoding needs the source that the encoder reads: got none; "
+                             "write init_state(batch, source=ids), or generate(ids, tokens, source=ids)")
+        if source is not None and not self.reads_source:
+            raise ValueError("a source is read by an encoder: got one for a body without EncoderDecoder; leave it out")
+        if source is not None and len(source) != batch:
+            raise ValueError(f"a source has one row per sequence: got {len(source)} for a batch of {batch}")
 
-    def step(self, ids_BT: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, ids_BT: Tensor, state: Any) -> tuple[Tensor, State]:
         """Logits of T >= 1 next tokens and the state after them; the given state is left as it was."""
-        x_BTD, after = self.run_step(self.embed(ids_BT), state)
+        shared = None
+        if isinstance(state, dict):                              # before the first token, where a source is read
+            shared, state = {"source": state["source"]}, state["layers"]
+        x_BTD, after = self.run_step(self.embed(ids_BT), state, shared)
         return self._logits(x_BTD), after
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
@@ -248,9 +271,10 @@ class SequenceModel(LayerStack):
 
     @torch.no_grad()
     def generate(self, ids_BT: Tensor, tokens: int, temperature: float = 1.0, top_k: int | None = None,
-                 generator: torch.Generator | None = None) -> Tensor:
-        """Append `tokens` sampled tokens to `ids_BT`; temperature 0 takes the most likely."""
-        logits_BTV, state = self.step(ids_BT, self.init_state(len(ids_BT), next(self.parameters()).dtype, ids_BT.device))
+                 generator: torch.Generator | None = None, source: Tensor | None = None) -> Tensor:
+        """Append `tokens` sampled tokens to `ids_BT`; temperature 0 takes the most likely. source: as for `init_state`."""
+        state = self.init_state(len(ids_BT), next(self.parameters()).dtype, ids_BT.device, source)
+        logits_BTV, state = self.step(ids_BT, state)
         for _ in range(tokens):
             next_B1 = _pick(logits_BTV[:, -1], temperature, top_k, generator)
             ids_BT = torch.cat([ids_BT, next_B1], dim=1)

@@ -15,12 +15,16 @@ __all__ = ["Placed", "Tally", "axes_of", "lora_params", "matrices_of", "placed",
 
 
 class Placed(NamedTuple):
-    """An operator or a macro with parameters of its own, where it stands in the module and what reaches it."""
+    """An operator or a macro with parameters of its own, where it stands in the module and what reaches it.
+
+    decodes: whether every next token goes through it.
+    """
 
     name: str
     operator: Operator
     width: int
     length: Length
+    decodes: bool = True
 
 
 class Tally(NamedTuple):
@@ -44,12 +48,12 @@ def placed(items: Iterable[Any], width: int, length: Length, prefix: str = "laye
         width, length = item.out(width, length)
 
 
-def _placed(item: Any, width: int, length: Length, name: str) -> Iterator[Placed]:
+def _placed(item: Any, width: int, length: Length, name: str, decodes: bool = True) -> Iterator[Placed]:
     if not isinstance(item, Block):
-        yield Placed(name, item, width, length if item.spatial else tokens_of(length))
+        yield Placed(name, item, width, length if item.spatial else tokens_of(length), decodes)
     if isinstance(item, Macro):
         for part in item.parts(width, length):
-            yield from _placed(part.item, part.width, part.length, f"{name}.{part.name}")
+            yield from _placed(part.item, part.width, part.length, f"{name}.{part.name}", decodes and part.decodes)
 
 
 def matrices_of(items: Iterable[Any], width: int, prefix: str = "layers") -> Iterator[tuple[str, Param]]:
@@ -115,7 +119,8 @@ def _tally(item: Any, width: int, length: Length) -> Tally:
     if item.recursion is not None:
         return own.plus(tally_items(tuple(part.item for part in item.parts(width, length)), item.recursion, width, length))
     for part in item.parts(width, length):
-        own = own.plus(tally(part.item, part.width, part.length))
+        inner = tally(part.item, part.width, part.length)
+        own = own.plus(inner if part.decodes else inner._replace(decode_macs=0.0, state=0))
     return own
 
 

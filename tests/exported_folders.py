@@ -48,7 +48,8 @@ def judge(folder, number):
         exact = exact and torch.equal(model(given[0]), told["alone"])
     apart = 0.0
     if hasattr(model, "step"):
-        first, state = model.step(given[0][:, :4], model.init_state(len(given[0])))
+        source = {"source": told["source"]} if "source" in told else {}
+        first, state = model.step(given[0][:, :4], model.init_state(len(given[0]), **source))
         steps = [first]
         for token in given[0][:, 4:].split(1, dim=1):
             logits, state = model.step(token, state)
@@ -58,8 +59,8 @@ def judge(folder, number):
     tests = [name for name in vars(check) if name.startswith("test_")]
     for name in tests:
         getattr(check, name)()
-    return {"exact": exact, "apart": apart, "steps": hasattr(model, "step"), "tests": len(tests),
-            "keys": list(model.state_dict())}
+    return {"exact": exact, "apart": apart, "steps": hasattr(model, "step"), "generates": hasattr(model, "generate"),
+            "tests": len(tests), "keys": list(model.state_dict())}
 
 report = {}
 for number, path in enumerate(sys.argv[1:]):
@@ -122,7 +123,7 @@ def assert_equal_to_the_module(verdict, root, case):
     assert verdict["exact"], "logits differ"
     assert verdict["keys"] == json.loads((root / f"{folder_name(case)}.keys").read_text())
     assert verdict["apart"] <= 1e-5
-    assert verdict["tests"] == (4 if verdict["steps"] else 2)
+    assert verdict["tests"] == 2 + verdict["steps"] + verdict["generates"]
 
 
 def assert_tidy(text):

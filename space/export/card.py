@@ -125,17 +125,19 @@ def _training(card: Mapping[str, Any]) -> str:
 def _use(architecture: Architecture, generates: bool, streams: bool, has_source: bool) -> str:
     lines = ["## Use", "", "Needs Python 3.11, torch and safetensors. In this folder:", "", "```python", "import torch",
              "from model import Model", "", 'model = Model.from_pretrained(".")']
-    if generates:
+    if has_source:
+        vocab = getattr(architecture.plan.embed, "vocab", 2)
+        lines += [f"ids, source = torch.randint({vocab}, (1, 12)), torch.randint({vocab}, (1, 20))",
+                  "logits = model(ids, source)                 # the encoder reads the source"]
+        lines += ["out = model.generate(ids, 20, temperature=0.8, top_k=40, seed=0, source=source)"] if generates else []
+    elif generates:
         lines += ['ids = torch.tensor([list(b"The ")])        # one token per byte, for a vocabulary of bytes',
                   "logits = model(ids)                         # (batch, tokens, vocabulary)",
                   "out = model.generate(ids, 200, temperature=0.8, top_k=40, seed=0)",
                   'print(bytes(out[0].tolist()).decode("utf-8", "replace"))']
-    elif has_source:
-        vocab = getattr(architecture.plan.embed, "vocab", 2)
-        lines += [f"ids, source = torch.randint({vocab}, (1, 12)), torch.randint({vocab}, (1, 20))",
-                  "logits = model(ids, source)                 # the encoder reads the source"]
     if streams:
-        lines += ["", "state = model.init_state(batch=1)            # token by token",
+        given = "batch=1, source=source" if has_source else "batch=1"
+        lines += ["", f"{f'state = model.init_state({given})':<44} # token by token",
                   "logits, state = model.step(ids, state)"]
     lines += ["```", "", "`python test_export.py` checks the folder against the outputs stored in "
               "`expected.safetensors`."]

@@ -28,6 +28,11 @@ __all__ = ["Definitions", "definitions"]
 
 SKELETAL = (skeleton.Sublayer, skeleton.Layer, skeleton.AdaptedLayer, skeleton.LowRank)
 DECODING = frozenset({"init_state", "step"})
+LOGITS = "Logits of the token after every position, shape (B, T, V)."
+_WITH_SOURCE = tuple((says, f"{says[:-1]}; without a source the encoder reads the input itself.")
+                     for says in (LOGITS, "What the head makes of the input.")) + (
+    ("source: Tensor | None = None) -> list[Any]:", "source: Tensor | None = None) -> dict[str, Any]:"),
+    ("state: list[Any]) -> tuple[Tensor, list[Any]]:", "state: Any) -> tuple[Tensor, list[Any]]:"))
 RUNNERS = tuple(getattr(running, name) for name in running.__all__)
 _CHECKER = re.compile(r"[ \t]*# (type: ignore|noqa)\b[^\n]*")
 
@@ -112,7 +117,7 @@ class Definitions:
         for name, chunk in chunks.items():
             text = _CHECKER.sub("", chunk.text)
             if name == "Model" and not self.built.has_source:
-                text = without(text, "source_BS", functions)
+                text = without(text, "source", functions)
             if is_house(chunk) or "shares" in text:
                 text = self._shared(chunk, text, name in taking, functions)
             text = of_rank(text, chunk.home, 4 if self.built.grid else 3)
@@ -136,7 +141,8 @@ class Definitions:
         found = self._names(c for r in records for c in r.classes())
         functions = {name for name, chunk in self.collector.chunks.items() if chunk.kind == "function"}
         model = {"Model"} if self.built.has_source else set()
-        return found | functions | model | ({"Stepping"} if "AdaptedLayers" in found else set())
+        steps = "AdaptedLayers" in found or (self.built.has_source and self.built.wraps)
+        return found | functions | model | ({"Stepping"} if steps else set())
 
     def _parts(self) -> Parts:
         held: dict[str, list[nn.Module]] = {"Model": [nn.ModuleDict({"layers": self.built.layers})]}
@@ -153,14 +159,13 @@ class Definitions:
         chunks = self.collector.chunks
         for name in self._running():
             chunks[name].text = _without_methods(chunks[name].text, self._not_done(name))
+        model = chunks["Model"]
         if not generates:
-            model = chunks["Model"]
-            says = "What the head makes of the input."
-            if self.built.has_source:
-                says = "What the head makes of the input; the encoder reads the source, or the input if there is none."
-            model.text = _without_methods(model.text, {"generate"}).replace(
-                "Logits of the token after every position, shape (B, T, V).", says)
+            model.text = _without_methods(model.text, {"generate"}).replace(LOGITS, "What the head makes of the input.")
             model.text = model.text.replace("ids_BT", self.built.input_name)
+        if self.built.has_source:
+            for one, two in _WITH_SOURCE:
+                model.text = model.text.replace(one, two)
 
     def _running(self) -> set[str]:
         """The classes that run parts."""
@@ -189,7 +194,7 @@ class Definitions:
                     self.collector.chunks[name].instances.append(Instance(arguments, record.attributes()))
         plan = self.built.architecture.plan
         numbers = {"times": plan.recursion.times, "rank": plan.recursion.lora_rank, "streams": self.streams,
-                   "tied": bool(getattr(plan.head, "tied", False)), "wraps": self.built.wraps}
+                   "tied": bool(getattr(plan.head, "tied", False)), "wraps": self.built.wraps, "reads": self.built.has_source}
         self.collector.chunks["Model"].instances.append(Instance(dict(numbers), dict(numbers)))
 
 

@@ -27,12 +27,12 @@ SPREAD = ("Layer", "AdaptedLayer")
 
 def generates(architecture: Architecture) -> bool:
     """Whether the model predicts the next token of a sequence of tokens."""
-    return all(op.causal for _, op in architecture.modules)
+    return all(place.operator.causal for place in architecture.placed if place.decodes)
 
 
 def streams(architecture: Architecture) -> bool:
     """Whether it decodes token by token with a state."""
-    return generates(architecture) and all(op.streaming for _, op in architecture.modules)
+    return generates(architecture) and all(place.operator.streaming for place in architecture.placed if place.decodes)
 
 
 def has_source(architecture: Architecture) -> bool:

@@ -125,9 +125,9 @@ class LowRank(nn.Module):
 class Model(nn.Module):
     """The network."""
 
-    def __init__(self, times: int, rank: int, tied: bool, streams: bool, wraps: bool):
+    def __init__(self, times: int, rank: int, tied: bool, streams: bool, wraps: bool, reads: bool):
         super().__init__()
-        self.times, self.rank, self.tied, self.streams, self.wraps = times, rank, tied, streams, wraps
+        self.times, self.rank, self.tied, self.streams, self.wraps, self.reads = times, rank, tied, streams, wraps, reads
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Model:
@@ -139,10 +139,10 @@ class Model(nn.Module):
         model.load_state_dict(weights)
         return model.eval()
 
-    def forward(self, ids_BT: Tensor, source_BS: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, source: Tensor | None = None) -> Tensor:
         """Logits of the token after every position, shape (B, T, V)."""
         x_BTD = self.embed(ids_BT)
-        shared = None if source_BS is None else {"source": self.embed(source_BS)}
+        shared = None if source is None else {"source": self.embed(source)}
         if self.rank:
             for iteration in range(self.times):
                 for index, layer in enumerate(self.layers):
@@ -169,8 +169,19 @@ class Model(nn.Module):
             weights[name] = weight + self.lora[key](iteration) if key in self.lora else weight
         return weights
 
-    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[Any]:
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None,
+                   source: Tensor | None = None) -> list[Any]:
         """The state before the first token."""
+        if self.reads:
+            if source is None:
+                raise ValueError("decoding needs the source that the encoder reads: got none; give source=...")
+            return {"source": self.embed(source), "layers": self.states(batch, dtype, device)}
+        if self.times > 1:
+            return [[initial_state(layer, batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
+        return [initial_state(layer, batch, dtype, device) for layer in self.layers]
+
+    def states(self, batch: int, dtype: torch.dtype, device: Any) -> list[Any]:
+        """The states of the layers before the first token."""
         if self.times > 1:
             return [[initial_state(layer, batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
         return [initial_state(layer, batch, dtype, device) for layer in self.layers]
@@ -178,6 +189,10 @@ class Model(nn.Module):
     def step(self, ids_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logits of T >= 1 next tokens and the state after them; the given state is left as it was."""
         x_BTD = self.embed(ids_BT)
+        shared = None
+        if self.reads and isinstance(state, dict):
+            # Before the first token; later states hold what the decoder keeps of the source.
+            shared, state = {"source": state["source"]}, state["layers"]
         after = []
         if self.rank:
             for iteration in range(self.times):
@@ -187,29 +202,29 @@ class Model(nn.Module):
                     if self.wraps:
                         weights = {f"layer.{name}": weight for name, weight in weights.items()}
                         layer = Stepping(layer)
-                    x_BTD, new = functional_call(layer, weights, (x_BTD, state[iteration][index]))
+                    x_BTD, new = functional_call(layer, weights, (x_BTD, state[iteration][index], shared))
                     states.append(new)
                 after.append(states)
         elif self.times > 1:
             for iteration in range(self.times):
                 states = []
                 for layer, before in zip(self.layers, state[iteration], strict=True):
-                    x_BTD, new = step_part(layer, x_BTD, before, True)
+                    x_BTD, new = step_part(layer, x_BTD, before, True, shared)
                     states.append(new)
                 after.append(states)
         else:
             for layer, before in zip(self.layers, state, strict=True):
-                x_BTD, new = step_part(layer, x_BTD, before, True)
+                x_BTD, new = step_part(layer, x_BTD, before, True, shared)
                 after.append(new)
         return self.logits(x_BTD), after
 
     @torch.no_grad()
     def generate(self, ids_BT: Tensor, tokens: int, temperature: float = 1.0, top_k: int | None = None,
-                 seed: int | None = None) -> Tensor:
+                 seed: int | None = None, source: Tensor | None = None) -> Tensor:
         """Append `tokens` sampled tokens to `ids_BT`; temperature 0 takes the most likely, `seed` makes it repeat."""
         generator = None if seed is None else torch.Generator(ids_BT.device).manual_seed(seed)
         if self.streams:
-            state = self.init_state(len(ids_BT), next(self.parameters()).dtype, ids_BT.device)
+            state = self.init_state(len(ids_BT), next(self.parameters()).dtype, ids_BT.device, source)
             logits_BTV, state = self.step(ids_BT, state)
             for _ in range(tokens):
                 next_B1 = pick(logits_BTV[:, -1], temperature, top_k, generator)
@@ -217,7 +232,7 @@ class Model(nn.Module):
                 logits_BTV, state = self.step(next_B1, state)
         else:
             for _ in range(tokens):
-                next_B1 = pick(self(ids_BT)[:, -1], temperature, top_k, generator)
+                next_B1 = pick(self(ids_BT, source)[:, -1], temperature, top_k, generator)
                 ids_BT = torch.cat([ids_BT, next_B1], dim=1)
         return ids_BT
 

@@ -29,7 +29,8 @@ class Part(NamedTuple):
     """One part of a macro as it runs.
 
     name: its prefix in the macro's module. at: where it stands in the macro's fields: (field,) or (field, index).
-    width, length: of the stream that reaches it.
+    width, length: of the stream that reaches it. decodes: whether every next token goes through it; through an encoder
+    only the source does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Part(NamedTuple):
     at: tuple[str | int, ...]
     width: int
     length: Length
+    decodes: bool = True
 
 
 class Macro(Operator, abstract=True):
@@ -44,7 +46,8 @@ class Macro(Operator, abstract=True):
 
     streams: those of `holds` whose parts are items of a stream (blocks, macros); the others hold operators. spatial: a
     macro takes grids and sequences alike. recursion: of a macro that repeats its parts, which then stand in one stream.
-    vanishes: without anything inside the stream passes as it is, and the macro leaves no trace.
+    vanishes: without anything inside the stream passes as it is, and the macro leaves no trace. reads_source: it takes the
+    model's second input, "source" in what is handed on, which comes with the first step where a model decodes.
 
     A macro is causal, and streams, where all that is inside does; one that looks ahead itself says so.
 
@@ -58,6 +61,7 @@ class Macro(Operator, abstract=True):
     streams: ClassVar[tuple[str, ...]] = ()
     spatial: ClassVar[bool] = True
     vanishes: ClassVar[bool] = False
+    reads_source: ClassVar[bool] = False
     recursion: Any = None
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..graph import SKIP
@@ -15,6 +16,7 @@ from ..model import Layers, built_layers
 from ..operator import Length, Source
 from .base import Macro, Part, kept
 from .looped import stream_parts
+from .running import initial_state, step_part
 
 if TYPE_CHECKING:
     from ..graph import Draft
@@ -23,7 +25,10 @@ __all__ = ["EncoderDecoder", "EncoderDecoderLayers"]
 
 
 class EncoderDecoderLayers(nn.Module):
-    """The decoder's parts find the encoder's output under "memory" in what they share."""
+    """The decoder's parts find the encoder's output under "memory" in what they share.
+
+    Decoding token by token, the source comes with the first step alone: what reads the memory keeps what it needs of it.
+    """
 
     shares = True
 
@@ -36,6 +41,16 @@ class EncoderDecoderLayers(nn.Module):
         memory_BSD = self.encoder(source_BSD)
         return self.decoder(x_BTD, {**(shared or {}), "memory": memory_BSD})          # type: ignore[no-any-return]
 
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Any:
+        return initial_state(self.decoder, batch, dtype, device)
+
+    def step(self, x_BTD: Tensor, state: Any, shared: dict[str, Any] | None = None) -> tuple[Tensor, Any]:
+        """The next tokens through the decoder, whose state it is."""
+        own = dict(shared or {})
+        if "source" in own:
+            own["memory"] = self.encoder(own["source"])
+        return step_part(self.decoder, x_BTD, state, True, own)
+
 
 @dataclass(frozen=True)
 class EncoderDecoder(Macro):
@@ -43,20 +58,25 @@ class EncoderDecoder(Macro):
 
     encoder, decoder: layers of one width. The decoder's `CrossAttention` reads the encoder's output, so a decoder layer
     is `Block(mixer=Attention())` followed by `Block(mixer=CrossAttention(), channel=...)`. The source is the model's second
-    input, `model(ids, source)`; without one the encoder reads the input itself. Costs take the source to be as long as
-    the target. Decoding token by token would need a state of the memory, which it does not keep: streaming is False.
+    input, `model(ids, source)`; without one the encoder reads the input itself. It is causal, and streams, where the
+    decoder does: a token of the target depends on those before it and on the whole source. To decode token by token is
+    `model.init_state(batch, source=ids)`; the encoder runs once, and every `CrossAttention` keeps keys and values of the
+    memory. Costs take the source to be as long as the target.
     """
 
     encoder: Any
     decoder: Any
     holds: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     streams: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-    causal: ClassVar[bool] = False
-    streaming: ClassVar[bool] = False
+    reads_source: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Attention Is All You Need", 2017)
 
+    def inside(self) -> list[Any]:
+        return [entry.item for entry in kept(self.decoder)]
+
     def parts(self, width: int, length: Length) -> list[Part]:
-        return (stream_parts(self.encoder, "encoder", width, length, "encoder.layers")
+        encoder = stream_parts(self.encoder, "encoder", width, length, "encoder.layers")
+        return ([part._replace(decodes=False) for part in encoder]
                 + stream_parts(self.decoder, "decoder", width, length, "decoder.layers"))
 
     def build(self, width: int) -> nn.Module:

@@ -39,13 +39,16 @@ class MemoryAttention(nn.Module):
         empty = torch.zeros(batch, 0, self.kv_heads, self.head_dim, dtype=dtype, device=device)
         return {"key": empty, "value": empty}
 
-    def forward(self, x_BTD: Tensor, shared: dict[str, Any]) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         return self.step(x_BTD, None, shared)[0]
 
     def step(self, x_BTD: Tensor, state: dict[str, Tensor] | None,
-             shared: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+             shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The next T tokens. Reads `shared["memory"]` until a state holds its keys and values."""
         if state is None or state["key"].shape[1] == 0:
+            if shared is None or "memory" not in shared:
+                raise ValueError("cross-attention reads what an encoder hands on: got no memory; "
+                                 "put it into EncoderDecoder(encoder, decoder=...)")
             memory_BSD = shared["memory"]
             state = {"key": self.key(memory_BSD).unflatten(-1, (self.kv_heads, self.head_dim)),
                      "value": self.value(memory_BSD).unflatten(-1, (self.kv_heads, self.head_dim))}

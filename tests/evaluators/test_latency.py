@@ -4,6 +4,7 @@ import gc
 import time
 from types import SimpleNamespace
 
+import bodyplan as bp
 import cloudpickle
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def test_image_models_are_measured_on_pixels_and_have_no_decode():
     assert set(seen) == {(4, 3, 8, 8)}
     with pytest.raises(ValueError, match='use phase="prefill"'):
         LatencyProbe()(IMAGE, model)
+
+
+def test_an_encoder_decoder_is_timed_with_a_source():
+    body = bp.EncoderDecoder(bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=2)))
+    architecture = bp.Space(embed=bp.TokenEmbedding(vocab=16), width=8, body=body, head=bp.LanguageHead()).sample(0)
+    assert LatencyProbe(length=4, budget_ms=1)(architecture, architecture.build()).value > 0
 
 
 def test_another_dtype_leaves_the_module_as_it_was():

@@ -105,11 +105,14 @@ def test_card_and_configuration_show_what_is_inside(exported):
     assert "`Stack(residual=CrossLayerKV())`" in (exported / "stack_CrossLayerKV" / "README.md").read_text()
     both = (exported / "encoder-decoder" / "README.md").read_text()
     assert "| 0.encoder.0" in both and "| 0.decoder.1 | `CrossAttention(" in both and "model(ids, source)" in both
+    assert "init_state(batch=1, source=source)" in both and "top_k=40, seed=0, source=source)" in both
     assert " to 40, " in model_text(exported, "pyramid") or " to 40." in model_text(exported, "pyramid")
 
 
 def test_the_commands_of_an_encoder_decoders_card_run(exported):
     folder = exported / "encoder-decoder"
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code += "assert out.shape == (1, 32) and logits.shape == (1, 12, 32)\nmodel.init_state(batch=1)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    last = done.stderr.strip().rpartition("\n")[2]
+    assert last.startswith("ValueError: decoding needs the source that the encoder reads"), done.stderr

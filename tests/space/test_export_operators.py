@@ -20,6 +20,10 @@ CROSS = bp.Block(mixer=bp.CrossAttention(heads=2), channel=bp.SwiGLU(ratio=1))
 LORA = bp.Loop(times=2, lora_rank=2)
 
 
+def plain(width):
+    return torch.nn.Linear(width, width)
+
+
 def layer(heads=2, **options):
     return bp.Block(mixer=bp.Attention(heads=heads, **options), channel=bp.MLP(ratio=2))
 
@@ -47,6 +51,8 @@ NESTED = {
     "an encoder and a decoder of stacks": (TEXT, bp.EncoderDecoder(
         encoder=bp.Stack((layer(bidirectional=True), CONV), bp.DenseAverage()),
         decoder=bp.Stack((layer(qk_norm=True), CROSS, layer(qk_norm=True)), bp.ValueResidual())), bp.Once()),
+    "a decoder that keeps no state": (TEXT, bp.EncoderDecoder(encoder=layer(bidirectional=True), decoder=(
+        layer(), bp.Block(mixer=bp.Custom(plain)), CROSS)), bp.Once()),
     "a decoder with corrections": (TEXT, bp.EncoderDecoder(encoder=layer(), decoder=(layer(), CROSS)), LORA),
     "branches in branches": (TEXT, bp.Block(
         mixer=bp.Parallel(branches=(bp.Parallel(branches=(bp.ShortConv(), bp.Zero())), bp.Attention(heads=2)),
@@ -79,6 +85,8 @@ EVERY = {"operators that stream": (TEXT, True), "operators that look ahead": (TE
          "operators on a grid": (IMAGE, False)}
 CASES = [*NESTED, *EVERY]
 STREAMING = ("corrections around macros", "a loop among shared keys", "units that are macros", "hand-overs in one another",
+             "attention beside the memory among shared keys", "an encoder and a decoder of stacks",
+             "a decoder with corrections",
              "attention among shared keys", "branches in branches", "operators that stream")
 
 

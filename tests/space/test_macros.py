@@ -8,6 +8,7 @@ import pytest
 import torch
 from bodyplan.evaluators.cost import macs_flop_counter
 from bodyplan.space.macros.base import Macro
+from bodyplan.space.macros.encoder_decoder import EncoderDecoderLayers
 from example_macros import ALL, ATTENTION, BLOCK, CAUSAL, inputs, shaken, space, varied
 
 every = pytest.mark.parametrize("space", ALL.values(), ids=ALL.keys())
@@ -184,6 +185,108 @@ def test_branches_and_channels_of_a_decoder_read_the_memory_among_shared_keys():
     ids, source = torch.arange(5)[None], torch.arange(7)[None]
     assert model(ids, source).shape == (1, 5, 32)
     assert not torch.equal(model(ids, source), model(ids, source.flip(1) + 1))
+
+
+SELF, CROSS = bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=4, kv_heads=2), channel=bp.MLP())
+READER = bp.Block(mixer=BOTH_WAYS, channel=bp.MLP())
+TWO_SIDED = {
+    "layers": bp.EncoderDecoder(encoder=(READER, READER), decoder=(SELF, CROSS, SELF, CROSS)),
+    "a looped decoder": bp.EncoderDecoder(encoder=READER, decoder=bp.Looped((SELF, CROSS), bp.Loop(2, lora_rank=2))),
+    "a topology": (SELF, bp.EncoderDecoder(encoder=READER, decoder=bp.Stack((SELF, CROSS, CROSS), bp.HyperConnections())),
+                   bp.Block(mixer=bp.GatedDeltaNet(heads=2))),
+    "branches": bp.EncoderDecoder(encoder=bp.UShape(READER), decoder=bp.Block(mixer=bp.Parallel(
+        (bp.ShortConv(), bp.CrossAttention(heads=2))), channel=bp.CrossAttention(heads=4))),
+    "one in another": bp.EncoderDecoder(encoder=READER, decoder=(SELF, bp.EncoderDecoder(READER, (SELF, CROSS)), CROSS)),
+}
+two_sided = pytest.mark.parametrize("recursion", [bp.Once(), bp.Loop(2), bp.Loop(2, lora_rank=2)], ids=repr)
+
+
+def translator(body, recursion=None):
+    architecture = space(body, width=16, recursion=recursion).sample(0)
+    generator = torch.Generator().manual_seed(2)
+    ids, source = (torch.randint(32, (2, length), generator=generator) for length in (9, 13))
+    return shaken(architecture.build()).eval(), ids, source
+
+
+@two_sided
+@pytest.mark.parametrize("body", TWO_SIDED.values(), ids=TWO_SIDED.keys())
+@torch.no_grad()
+def test_a_decoder_continues_token_by_token_from_one_reading_of_the_source(body, recursion):
+    model, ids, source = translator(body, recursion)
+    whole, read = model(ids, source), []
+    readers = [m.encoder for m in model.modules() if isinstance(m, EncoderDecoderLayers)]
+    for encoder in readers:
+        encoder.register_forward_hook(lambda *_: read.append(len(steps)))
+    state, steps = model.init_state(2, source=source), []
+    for token in ids.split(1, dim=1):
+        logits, state = model.step(token, state)
+        steps.append(logits)
+    assert read == [0] * model.times * len(readers), "the encoder runs in the first step alone"
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-5)
+    start = model.init_state(2, source=source)
+    for _ in range(2):                                                   # a given state stays as it was
+        first, state = model.step(ids[:, :4], start)
+        torch.testing.assert_close(torch.cat([first, model.step(ids[:, 4:], state)[0]], 1), whole, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generation_goes_on_with_what_the_full_pass_finds_most_likely():
+    model, ids, source = translator(TWO_SIDED["layers"])
+    made = model.generate(ids[:, :2], 6, temperature=0, source=source)
+    again = ids[:, :2]
+    for _ in range(6):
+        again = torch.cat([again, model(again, source)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(made, again)
+    assert not torch.equal(model(ids, source), model(ids, source.flip(1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["layers", "a looped decoder", "one in another"])
+def test_costs_of_decoding_are_those_of_the_decoder_and_of_what_it_keeps(case):
+    architecture = space(TWO_SIDED[case], width=16).sample(0)
+    model, ids, cost = architecture.build().eval(), torch.arange(12)[None], architecture.cost(12)
+    _, state = model.step(ids, model.init_state(1, source=ids))
+    held = [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    assert 4 * sum(leaf.numel() for leaf in held) == cost.state_bytes > 0
+
+    class Next(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, token):
+            return self.model.step(token, state)[0]
+
+    assert macs_flop_counter(Next(), ids[:, :1]) == pytest.approx(cost.decode_macs, rel=1e-9)
+
+
+def test_a_decoder_that_looks_ahead_does_not_stream():
+    body = bp.EncoderDecoder(encoder=READER, decoder=(READER, CROSS))
+    assert (body.causal, body.streaming) == (False, False)
+    assert (TWO_SIDED["layers"].causal, TWO_SIDED["layers"].streaming) == (True, True)
+    model, _, source = translator(body)
+    with pytest.raises(ValueError, match=r"a state at layers\[0\]: EncoderDecoder has none"):
+        model.init_state(2, source=source)
+
+
+def test_cross_attention_says_where_it_belongs():
+    model, ids, _ = translator(CROSS)
+    with pytest.raises(ValueError, match="got no memory; put it into EncoderDecoder"):
+        model(ids)
+
+
+def test_a_source_is_asked_for_where_it_is_read_and_nowhere_else():
+    model, ids, source = translator(TWO_SIDED["layers"])
+    with pytest.raises(ValueError, match="got none; write init_state"):
+        model.init_state(2)
+    with pytest.raises(ValueError, match="got none; write init_state"):
+        model.generate(ids, 3)
+    with pytest.raises(ValueError, match="one row per sequence: got 2 for a batch of 3"):
+        model.init_state(3, source=source)
+    plain, _, _ = translator(SELF)
+    assert not plain.reads_source and model.reads_source
+    with pytest.raises(ValueError, match="a body without EncoderDecoder"):
+        plain.init_state(2, source=source)
 
 
 def test_a_fresh_topology_starts_as_the_plain_stream():
