@@ -32,6 +32,21 @@ class Absent(Exception):
     """Something read is not in this architecture."""
 
 
+def _joined(op: str) -> Callable[[Expression, Any], Arithmetic]:
+    """The method for `self op other`."""
+    return lambda self, other: Arithmetic(op, self, as_expression(other))
+
+
+def _joined_from_right(op: str) -> Callable[[Expression, Any], Arithmetic]:
+    """The method for `other op self`."""
+    return lambda self, other: Arithmetic(op, as_expression(other), self)
+
+
+def _compared(op: str) -> Callable[[Expression, Any], Comparison]:
+    """The method for a comparison."""
+    return lambda self, other: Comparison(op, self, as_expression(other))
+
+
 class Expression:
     """A value known once the decisions are. Arithmetic and comparisons of expressions make larger ones."""
 
@@ -56,65 +71,18 @@ class Expression:
         raise TypeError(f"a constraint has no truth value while the space is written: got `{self._text()}` in `if`, `and`, "
                         "`or`, `not` or a chained comparison; write &, |, ~, or two constraints")
 
-    def __add__(self, other: Any) -> Arithmetic:
-        return Arithmetic("+", self, as_expression(other))
-
-    def __radd__(self, other: Any) -> Arithmetic:
-        return Arithmetic("+", as_expression(other), self)
-
-    def __sub__(self, other: Any) -> Arithmetic:
-        return Arithmetic("-", self, as_expression(other))
-
-    def __rsub__(self, other: Any) -> Arithmetic:
-        return Arithmetic("-", as_expression(other), self)
-
-    def __mul__(self, other: Any) -> Arithmetic:
-        return Arithmetic("*", self, as_expression(other))
-
-    def __rmul__(self, other: Any) -> Arithmetic:
-        return Arithmetic("*", as_expression(other), self)
-
-    def __truediv__(self, other: Any) -> Arithmetic:
-        return Arithmetic("/", self, as_expression(other))
-
-    def __rtruediv__(self, other: Any) -> Arithmetic:
-        return Arithmetic("/", as_expression(other), self)
-
-    def __floordiv__(self, other: Any) -> Arithmetic:
-        return Arithmetic("//", self, as_expression(other))
-
-    def __rfloordiv__(self, other: Any) -> Arithmetic:
-        return Arithmetic("//", as_expression(other), self)
-
-    def __mod__(self, other: Any) -> Arithmetic:
-        return Arithmetic("%", self, as_expression(other))
-
-    def __rmod__(self, other: Any) -> Arithmetic:
-        return Arithmetic("%", as_expression(other), self)
-
-    def __pow__(self, other: Any) -> Arithmetic:
-        return Arithmetic("**", self, as_expression(other))
+    __add__, __radd__ = _joined("+"), _joined_from_right("+")
+    __sub__, __rsub__ = _joined("-"), _joined_from_right("-")
+    __mul__, __rmul__ = _joined("*"), _joined_from_right("*")
+    __truediv__, __rtruediv__ = _joined("/"), _joined_from_right("/")
+    __floordiv__, __rfloordiv__ = _joined("//"), _joined_from_right("//")
+    __mod__, __rmod__ = _joined("%"), _joined_from_right("%")
+    __pow__ = _joined("**")
+    __le__, __lt__, __ge__, __gt__ = _compared("<="), _compared("<"), _compared(">="), _compared(">")
+    __eq__, __ne__ = _compared("=="), _compared("!=")                                 # type: ignore[assignment]
 
     def __neg__(self) -> Arithmetic:
         return Arithmetic("-", Constant(0), self)
-
-    def __le__(self, other: Any) -> Comparison:
-        return Comparison("<=", self, as_expression(other))
-
-    def __lt__(self, other: Any) -> Comparison:
-        return Comparison("<", self, as_expression(other))
-
-    def __ge__(self, other: Any) -> Comparison:
-        return Comparison(">=", self, as_expression(other))
-
-    def __gt__(self, other: Any) -> Comparison:
-        return Comparison(">", self, as_expression(other))
-
-    def __eq__(self, other: Any) -> Comparison:                                      # type: ignore[override]
-        return Comparison("==", self, as_expression(other))
-
-    def __ne__(self, other: Any) -> Comparison:                                      # type: ignore[override]
-        return Comparison("!=", self, as_expression(other))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

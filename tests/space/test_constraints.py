@@ -165,6 +165,22 @@ def test_rules_read_as_they_are_written_and_round_trip_through_json(text):
     assert again.sample(4).genome == space.sample(4).genome
 
 
+@pytest.mark.parametrize("op", ["+", "-", "*", "/", "//", "%"])
+def test_arithmetic_means_on_either_side_what_it_does_to_numbers(op):
+    width = value("width")
+    for text in (f"width {op} 3", f"100 {op} width"):
+        made = eval(text, {"width": width})
+        assert made._value(lambda leaf: 32) == eval(text, {"width": 32})
+        assert made._text() == text.replace("width", "value(width)")
+
+
+@pytest.mark.parametrize("op", ["<", "<=", ">", ">=", "==", "!="])
+@pytest.mark.parametrize("limit", [31, 32, 33])
+def test_comparisons_mean_on_either_side_what_they_do_to_numbers(op, limit):
+    for text in (f"width {op} {limit}", f"{limit} {op} width"):
+        assert eval(text, {"width": value("width")})._value(lambda leaf: 32) is eval(text, {"width": 32})
+
+
 def test_a_constraint_changes_the_hash_and_none_leaves_it():
     assert make(count("Attention") <= 1).hash != make(count("Attention") <= 2).hash
     assert make().to_json()["constraints"] == []
