@@ -1,0 +1,173 @@
+"""State spaces and memories that learn while they read: each with a reference from its paper's formula."""
+
+from __future__ import annotations
+
+import bodyplan as bp
+import torch
+import torch.nn.functional as F
+from bodyplan.kernels.legendre import naive_legendre, naive_legendre_system
+from bodyplan.space.operator import Operator
+from bodyplan.testing import Reference
+from torch import Tensor
+
+__all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
+
+EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
+    "Mamba": [
+        (bp.Mamba(state=4, bidirectional=True), 32), (bp.Mamba(state=4, expand=1, dt_rank=3), 24),
+        (bp.Mamba(state=3, conv=2), 16), (bp.Mamba(state=2, expand=1, conv=None), 32)],
+    "DeltaNet": [
+        (bp.DeltaNet(heads=2, expand_v=2), 32), (bp.DeltaNet(heads=1, head_dim=8), 16),
+        (bp.DeltaNet(heads=2, conv=3, allow_neg_eigval=True), 24), (bp.DeltaNet(heads=2, conv=None), 24)],
+    "Extractor": [
+        (bp.Extractor("she", reach=5), 16), (bp.Extractor("he", reach=20), 16), (bp.Extractor("we", reach=3), 8),
+        (bp.Extractor("me", reach=7), 8), (bp.Extractor("she", reach=2), 8)],
+    "HiddenStateMixer": [
+        (bp.HiddenStateMixer(state=6, expand=2), 16), (bp.HiddenStateMixer(state=4, kernel=1), 8)],
+    "LMU": [(bp.LMU(order=8, signals=2), 24), (bp.LMU(theta=20.0), 16), (bp.LMU(order=5, theta=7.5), 8)],
+    "VirtualNode": [
+        (bp.VirtualNode(ratio=2), 32), (bp.VirtualNode("sum", ratio=1), 16), (bp.VirtualNode(bidirectional=False), 24)],
+}
+
+UNVARIED: dict[str, dict[str, str]] = {
+    "DeltaNet": {"gate": "it has none", "decay": "it has none"},
+    "HiddenStateMixer": {"skip": "one number"},
+}
+
+UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("...d,fd->...f", x, weight)
+
+
+def short_filter(x_BTD: Tensor, taps_DW: Tensor) -> Tensor:
+    """y_t = sum over j of w_j x_{t - W + 1 + j}, term by term."""
+    width, rows = taps_DW.shape[1], []
+    for t in range(x_BTD.shape[1]):
+        rows.append(sum(taps_DW[:, j] * x_BTD[:, s] for j, s in enumerate(range(t - width + 1, t + 1)) if s >= 0))
+    return torch.stack(rows, 1)
+
+
+# -- Mamba -------------------------------------------------------------------------------------------------------------
+
+def s6(w, prefix, config, x):
+    """The selective state space alone, one token, channel and state after the other."""
+    if config.conv:
+        x = short_filter(x, w[f"{prefix}.taps"]) + w[f"{prefix}.bias"]
+    x = x * torch.sigmoid(x)
+    rank, n = w[f"{prefix}.dt.weight"].shape[1], config.state
+    low, b, c = linear(x, w[f"{prefix}.select.weight"]).split([rank, n, n], -1)
+    dt = torch.log1p(torch.exp(linear(low, w[f"{prefix}.dt.weight"]) + w[f"{prefix}.dt_bias"]))
+    y = torch.zeros_like(x)
+    rows = []
+    h = [torch.zeros_like(x[:, 0]) for _ in range(n)]
+    for t in range(x.shape[1]):
+        y = w[f"{prefix}.D"] * x[:, t]
+        for i in range(n):
+            rate = -(i + 1) * torch.exp(w[f"{prefix}.A_log"][:, i])
+            h[i] = torch.exp(dt[:, t] * rate) * h[i] + dt[:, t] * b[:, t, i, None] * x[:, t]
+            y = y + c[:, t, i, None] * h[i]
+        rows.append(y)
+    return torch.stack(rows, 1)
+
+
+def mamba(w, config, x):
+    u, z = linear(x, w["input.weight"]).chunk(2, -1)
+    y = s6(w, "ssm", config, u)
+    if config.bidirectional:
+        y = y + s6(w, "backward_ssm", config, u.flip(1)).flip(1)
+    return linear(y * F.silu(z), w["out.weight"])
+
+
+# -- DeltaNet ----------------------------------------------------------------------------------------------------------
+
+def unit(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+
+
+def head_norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
+
+
+def delta_net(w, config, x):
+    """S_t = S_{t-1} (I - b k k^T) + b v k^T, read by q."""
+    heads = config.heads
+    keys = config.head_dim or x.shape[-1] // heads
+    sizes = [heads * keys, heads * keys, heads * keys * config.expand_v]
+    mixed = linear(x, w["input.weight"][:sum(sizes)])
+    mixed = F.silu(short_filter(mixed, w["taps"]) if config.conv else mixed)
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in mixed.split(sizes, -1))
+    q, k = unit(q), unit(k)
+    beta = torch.sigmoid(linear(x, w["input.weight"][sum(sizes):])) * (2 if config.allow_neg_eigval else 1)
+    memory, rows = torch.zeros(len(x), heads, v.shape[-1], keys, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        b, kt, vt = beta[:, t, :, None, None], k[:, t, :, None], v[:, t, :, :, None]
+        memory = memory - b * (memory @ kt.mT) @ kt + b * vt @ kt
+        rows.append((memory @ q[:, t, :, :, None])[..., 0] / keys**0.5)
+    return linear(head_norm(torch.stack(rows, 1), w["norm.weight"]).flatten(2), w["out.weight"])
+
+
+# -- memories without a data-dependent decay ---------------------------------------------------------------------------
+
+def extractor(w, config, x):
+    """Every pair of tokens on its own."""
+    rows = []
+    for t in range(x.shape[1]):
+        total = torch.zeros_like(x[:, 0])
+        for lag in range(min(t + 1, config.reach)):
+            tap, old = config.reach - 1 - lag, x[:, t - lag]
+            if config.variant == "she":
+                old = old @ w["matrices"][:, :, tap].T
+            elif config.variant == "he":
+                old = old * w["channels"][:, tap]
+            elif config.variant == "we":
+                old = old * w["numbers"][tap]
+            total = total + old
+        total = total / min(t + 1, config.reach) ** 0.5
+        rows.append((linear(x[:, t], w["gate.weight"]) + w["gate.bias"]) * total)
+    return linear(torch.stack(rows, 1), w["out.weight"])
+
+
+def lmu(w, config, x):
+    """The recurrence, with the matrix exponential as a series."""
+    order = config.order or x.shape[-1]
+    u = torch.relu(linear(x, w["signal.weight"]) + w["signal.bias"])
+    memory, _ = naive_legendre(u, naive_legendre_system(order, config.theta))
+    h = torch.relu(linear(torch.cat([memory.flatten(2), x], -1), w["hidden.weight"]) + w["hidden.bias"])
+    return linear(h, w["out.weight"]) + w["out.bias"]
+
+
+def virtual_node(w, config, x):
+    rows = []
+    for t in range(x.shape[1]):
+        seen = x if config.bidirectional else x[:, :t + 1]
+        node = sum(seen.unbind(1)) / (seen.shape[1] if config.pool == "mean" else 1)
+        h = torch.relu(linear(node, w["up.weight"]) + w["up.bias"])
+        rows.append(linear(h, w["down.weight"]) + w["down.bias"])
+    return torch.stack(rows, 1)
+
+
+# -- grids -------------------------------------------------------------------------------------------------------------
+
+def grid_filter(x_BHWD: Tensor, taps_DKK: Tensor) -> Tensor:
+    """One square filter per channel, tap by tap over shifted copies."""
+    rows, columns = x_BHWD.shape[1:3]
+    half = taps_DKK.shape[-1] // 2
+    padded = F.pad(x_BHWD, (0, 0, half, half, half, half))
+    return sum(taps_DKK[:, i, j] * padded[:, i:i + rows, j:j + columns]
+               for i in range(2 * half + 1) for j in range(2 * half + 1))
+
+
+def hidden_state_mixer(w, config, x):
+    b, c, dt = grid_filter(linear(x, w["select.weight"]), w["conv.taps"]).split(config.state, -1)
+    total = torch.exp(dt).sum((1, 2), keepdim=True)
+    h = torch.einsum("bhwn,bhwd->bnd", torch.exp(dt) / total * b, x)
+    u, z = linear(h, w["mix.weight"]).chunk(2, -1)
+    h = linear(u * z * torch.sigmoid(z) + w["skip"] * u, w["out.weight"])
+    return torch.einsum("bhwn,bnd->bhwd", c, h)
+
+
+REFERENCES: dict[str, Reference] = {
+    "Mamba": mamba, "DeltaNet": delta_net, "Extractor": extractor, "LMU": lmu, "VirtualNode": virtual_node,
+    "HiddenStateMixer": hidden_state_mixer}
