@@ -62,6 +62,8 @@ _HOMES = {
     "VirtualNode": ".space.operators.virtual_node",
     "ShortConv": ".space.operators.short_conv",
     "Hyena": ".space.operators.hyena",
+    "HyenaND": ".space.operators.hyena_nd",
+    "Orchid": ".space.operators.orchid",
     "SwiGLU": ".space.operators.swiglu",
     "MLP": ".space.operators.mlp",
     "MoE": ".space.operators.moe",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import bodyplan as bp
 import torch
 import torch.nn.functional as F
@@ -24,13 +26,21 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.Extractor("me", reach=7), 8), (bp.Extractor("she", reach=2), 8)],
     "HiddenStateMixer": [
         (bp.HiddenStateMixer(state=6, expand=2), 16), (bp.HiddenStateMixer(state=4, kernel=1), 8)],
+    "HyenaND": [
+        (bp.HyenaND(order=3, filter_dim=8, bands=3), 16), (bp.HyenaND(directions=1, filter_dim=4, bands=2, conv=1), 8),
+        (bp.HyenaND(directions=2, filter_dim=8, bands=2, reach=5), 12)],
     "LMU": [(bp.LMU(order=8, signals=2), 24), (bp.LMU(theta=20.0), 16), (bp.LMU(order=5, theta=7.5), 8)],
+    "Orchid": [
+        (bp.Orchid(order=3, filter_dim=8, bands=3), 16), (bp.Orchid(filter_dim=4, bands=2, kernel=1, conv=1, reach=9), 8),
+        (bp.Orchid(condition="correlation", filter_dim=8, bands=3, kernel=3), 12)],
     "VirtualNode": [
         (bp.VirtualNode(ratio=2), 32), (bp.VirtualNode("sum", ratio=1), 16), (bp.VirtualNode(bidirectional=False), 24)],
 }
 
 UNVARIED: dict[str, dict[str, str]] = {
     "DeltaNet": {"gate": "it has none", "decay": "it has none"},
+    "HyenaND": {"time": "one positional feature is the distance itself", "ways": "rows and columns"},
+    "Orchid": {"time": "one positional feature is the distance itself", "ways": "a sequence has one"},
     "HiddenStateMixer": {"skip": "one number"},
 }
 
@@ -168,6 +178,82 @@ def hidden_state_mixer(w, config, x):
     return torch.einsum("bhwn,bnd->bhwd", c, h)
 
 
+# -- long filters ------------------------------------------------------------------------------------------------------
+
+def long_filter(w, config, place, filters):
+    """One tap of every implicit filter, at the distances `place`."""
+    features = []
+    for distance in place:
+        t = distance / config.reach
+        angles = [2 * math.pi * f * t for f in range(1, config.bands + 1)]
+        features += [t, *map(math.cos, angles), *map(math.sin, angles)]
+    h = torch.tensor(features, dtype=torch.float64)
+    for layer in range(3):
+        h = torch.sin(w["filter.frequency"] * (linear(h, w[f"filter.sine_{layer}.weight"]) + w[f"filter.sine_{layer}.bias"]))
+    tap = linear(h, w["filter.response.weight"]).view(filters, -1)
+    for distance, log_rate in zip(place, w["filter.log_rate"], strict=True):
+        rate = torch.exp(log_rate)
+        tap = tap * torch.sqrt(2 * rate / config.reach) * torch.exp(-rate * distance / config.reach)
+    return tap + w["filter.skip"] if not any(place) else tap
+
+
+def hyena_nd(w, config, x):
+    """Quadrant by quadrant, tap by tap."""
+    rows, columns = x.shape[1:3]
+    filters = config.directions * (config.order - 1)
+    taps = {(i, j): long_filter(w, config, (i, j), filters) for i in range(rows) for j in range(columns)}
+    v, out_gate, *gates = grid_filter(linear(x, w["input.weight"]), w["conv.taps"]).chunk(config.order + 1, -1)
+    signs = [(1, 1), (-1, -1), (-1, 1), (1, -1)][:config.directions]
+    for n, gate in enumerate(gates):
+        y = torch.zeros_like(v)
+        for q, (down, across) in enumerate(signs):
+            for (i, j), tap in taps.items():
+                moved = shifted(shifted(gate * v, down * i, 1), across * j, 2)
+                y = y + w["mix"][q] * tap[q * (config.order - 1) + n] * moved
+        v = y
+    return linear(out_gate * v, w["out.weight"])
+
+
+def shifted(x: Tensor, by: int, dim: int) -> Tensor:
+    """Entry i of the result is entry i - by of x, zero where there is none."""
+    rolled, index = x.roll(by, dim), torch.arange(x.shape[dim]) - by
+    inside = ((index >= 0) & (index < x.shape[dim])).view([-1 if d == dim else 1 for d in range(x.ndim)])
+    return torch.where(inside, rolled, torch.zeros((), dtype=x.dtype))
+
+
+def centred(x: Tensor, taps_DW: Tensor) -> Tensor:
+    half = taps_DW.shape[1] // 2
+    return sum(taps_DW[:, j] * shifted(x, half - j, 1) for j in range(taps_DW.shape[1]))
+
+
+def orchid(w, config, x):
+    """Sums around the circle; spectra as products with the matrix of the transform."""
+    length, width, filters = x.shape[1], x.shape[2], config.order - 1
+    turn = torch.arange(length, dtype=torch.float64)
+    dft = torch.exp(-2j * math.pi * turn[:, None] * turn / length) / length**0.5
+    u = linear(x, w["input.weight"])
+    source = u[..., -width:].repeat(1, 1, filters)
+    first = torch.einsum("ft,btd->bfd", dft, centred(source, w["first"]).to(dft.dtype))
+    if config.condition == "magnitude":
+        half = length // 2 + 1
+        magnitude = torch.sqrt(first.real**2 + first.imag**2)[:, :half]
+        spectrum = centred(magnitude, w["second"])
+        spectrum = torch.cat([spectrum, spectrum[:, 1:length - half + 1].flip(1)], 1).to(dft.dtype)
+    else:
+        spectrum = first.conj() * torch.einsum("ft,btd->bfd", dft, centred(source, w["second"]).to(dft.dtype))
+    adapted = torch.einsum("ft,bfd->btd", dft.conj(), spectrum).real / length**0.5
+    taps = torch.stack([long_filter(w, config, (t,), config.order) for t in range(length)])
+    out_gate, *gates, v = centred(u, w["taps"]).chunk(config.order + 1, -1)
+    for n, gate in enumerate(gates):
+        v = around(gate * v, taps[:, n] + adapted[..., n * width:(n + 1) * width])
+    return linear(out_gate * v + around(x, taps[:, -1].expand_as(x)), w["out.weight"])
+
+
+def around(x: Tensor, filter_BTD: Tensor) -> Tensor:
+    return sum(filter_BTD[:, j, None] * x.roll(j, 1) for j in range(x.shape[1]))
+
+
 REFERENCES: dict[str, Reference] = {
+    "HyenaND": hyena_nd, "Orchid": orchid,
     "Mamba": mamba, "DeltaNet": delta_net, "Extractor": extractor, "LMU": lmu, "VirtualNode": virtual_node,
     "HiddenStateMixer": hidden_state_mixer}
