@@ -58,6 +58,7 @@ _HOMES = {
     "DeltaNet": ".space.operators.delta_net",
     "HiddenStateMixer": ".space.operators.hidden_state_mixer",
     "LMU": ".space.operators.lmu",
+    "RWKV VisionRWKV": ".space.operators.rwkv",
     "Extractor": ".space.operators.extractor",
     "VirtualNode": ".space.operators.virtual_node",
     "ShortConv": ".space.operators.short_conv",

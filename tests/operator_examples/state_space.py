@@ -8,6 +8,7 @@ import bodyplan as bp
 import torch
 import torch.nn.functional as F
 from bodyplan.kernels.legendre import naive_legendre, naive_legendre_system
+from bodyplan.kernels.wkv import naive_bidirectional_wkv, naive_wkv
 from bodyplan.space.operator import Operator
 from bodyplan.testing import Reference
 from torch import Tensor
@@ -33,6 +34,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "Orchid": [
         (bp.Orchid(order=3, filter_dim=8, bands=3), 16), (bp.Orchid(filter_dim=4, bands=2, kernel=1, conv=1, reach=9), 8),
         (bp.Orchid(condition="correlation", filter_dim=8, bands=3, kernel=3), 12)],
+    "RWKV": [(bp.RWKV(decay_rank=6), 32), (bp.RWKV(), 24), (bp.RWKV(decay_rank=3), 16)],
+    "VisionRWKV": [(bp.VisionRWKV(), 16), (bp.VisionRWKV(), 8)],
     "VirtualNode": [
         (bp.VirtualNode(ratio=2), 32), (bp.VirtualNode("sum", ratio=1), 16), (bp.VirtualNode(bidirectional=False), 24)],
 }
@@ -41,6 +44,7 @@ UNVARIED: dict[str, dict[str, str]] = {
     "DeltaNet": {"gate": "it has none", "decay": "it has none"},
     "HyenaND": {"time": "one positional feature is the distance itself", "ways": "rows and columns"},
     "Orchid": {"time": "one positional feature is the distance itself", "ways": "a sequence has one"},
+    "VisionRWKV": {"mixes": "for receptance, key and value"},
     "HiddenStateMixer": {"skip": "one number"},
 }
 
@@ -158,6 +162,29 @@ def virtual_node(w, config, x):
     return torch.stack(rows, 1)
 
 
+# -- RWKV --------------------------------------------------------------------------------------------------------------
+
+def rwkv(w, config, x):
+    before = shifted(x, 1, 1)
+    r, k, v, *more = (mix * x + (1 - mix) * before for mix in w["mix"])
+    exponent = w["decay"].expand_as(x)
+    for extra in more:
+        exponent = exponent + linear(torch.tanh(linear(extra, w["decay_down.weight"])), w["decay_up.weight"])
+    y = naive_wkv(linear(k, w["key.weight"]), linear(v, w["value.weight"]), log_decay_BTD=-torch.exp(exponent),
+                  bonus_D=w["bonus"])
+    return linear(torch.sigmoid(linear(r, w["receptance.weight"])) * y, w["out.weight"])
+
+
+def vision_rwkv(w, config, x):
+    near = torch.zeros_like(x)
+    for way, (by, dim) in enumerate([(1, 2), (-1, 2), (1, 1), (-1, 1)]):
+        near[..., way::4] = shifted(x, by, dim)[..., way::4]
+    r, k, v = ((mix * x + (1 - mix) * near).flatten(1, 2) for mix in w["mix"])
+    y = naive_bidirectional_wkv(linear(k, w["key.weight"]), linear(v, w["value.weight"]),
+                                log_decay_D=-w["decay"] / k.shape[1], bonus_D=w["bonus"])
+    return linear(torch.sigmoid(linear(r, w["receptance.weight"])) * y, w["out.weight"]).view(x.shape)
+
+
 # -- grids -------------------------------------------------------------------------------------------------------------
 
 def grid_filter(x_BHWD: Tensor, taps_DKK: Tensor) -> Tensor:
@@ -254,6 +281,6 @@ def around(x: Tensor, filter_BTD: Tensor) -> Tensor:
 
 
 REFERENCES: dict[str, Reference] = {
-    "HyenaND": hyena_nd, "Orchid": orchid,
+    "RWKV": rwkv, "VisionRWKV": vision_rwkv, "HyenaND": hyena_nd, "Orchid": orchid,
     "Mamba": mamba, "DeltaNet": delta_net, "Extractor": extractor, "LMU": lmu, "VirtualNode": virtual_node,
     "HiddenStateMixer": hidden_state_mixer}
