@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import filter_grid, square_taps
 from .spatial import as_grid, require_odd
 
 __all__ = ["HiddenStateMixer", "HiddenStateMixing"]
@@ -31,14 +31,14 @@ class HiddenStateMixing(nn.Module):
     def __init__(self, width: int, state: int, inner: int, kernel: int):
         super().__init__()
         self.select = nn.Linear(width, 3 * state, bias=False)
-        self.conv = DepthwiseConvolution2d(3 * state, kernel)
+        self.taps = nn.Parameter(torch.empty(3 * state, kernel, kernel))
         self.mix = nn.Linear(width, 2 * inner, bias=False)
         self.skip = nn.Parameter(torch.empty(1))
         self.out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
-        b_BLN, c_BLN, dt_BLN = self.conv(self.select(x_BHWD)).flatten(1, 2).chunk(3, dim=-1)
+        b_BLN, c_BLN, dt_BLN = filter_grid(self.select(x_BHWD), self.taps).flatten(1, 2).chunk(3, dim=-1)
         share_BLN = dt_BLN.softmax(1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         h_BND = (share_BLN * b_BLN).transpose(1, 2) @ x_BHWD.flatten(1, 2)
         u_BNI, z_BNI = self.mix(h_BND).chunk(2, dim=-1)
@@ -77,7 +77,7 @@ class HiddenStateMixer(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         d, n = axis("width", width), axis("state", self.state)
         inner = axis("expand", self.expand) * axis("channels", width)
-        return {"select.weight": param(n + n + n, d), "conv.taps": square_taps(n + n + n, self.kernel),
+        return {"select.weight": param(n + n + n, d), "taps": square_taps(n + n + n, self.kernel),
                 "mix.weight": param(inner + inner, d), "skip": param(axis("skip", 1), init="ones"),
                 "out.weight": param(d, inner)}
 

@@ -17,7 +17,7 @@ from ...kernels.long_conv.grid import fft_grid_conv
 from ..axes import Init, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
-from .depthwise_conv2d import DepthwiseConvolution2d, square_taps
+from .depthwise_conv2d import filter_grid, square_taps
 from .implicit_filter import ImplicitFilter, filter_axes, tap_macs
 from .spatial import as_grid, grid_of, require_odd
 
@@ -37,14 +37,14 @@ class GridHyena(nn.Module):
         super().__init__()
         self.width, self.filters, self.flips = width, order - 1, FLIPS[:directions]
         self.input = nn.Linear(width, (order + 1) * width, bias=False)
-        self.conv = DepthwiseConvolution2d((order + 1) * width, conv)
+        self.taps = nn.Parameter(torch.empty((order + 1) * width, conv, conv))
         self.filter = ImplicitFilter(width, directions * (order - 1), filter_dim, bands, reach, 2)
         self.mix = nn.Parameter(torch.empty(directions))
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
-        v_BHWD, out_gate_BHWD, *gates = self.conv(self.input(x_BHWD)).split(self.width, dim=-1)
+        v_BHWD, out_gate_BHWD, *gates = filter_grid(self.input(x_BHWD), self.taps).split(self.width, dim=-1)
         filter_HWQND = self.filter(x_BHWD.shape[1:3]).unflatten(2, (len(self.flips), self.filters))
         for n, gate_BHWD in enumerate(gates):
             gated_BHWD = gate_BHWD * v_BHWD
@@ -93,7 +93,7 @@ class HyenaND(Operator):
         d, channels, q = axis("width", width), axis("channels", width), axis("directions", self.directions)
         branches = axis("branches", self.order + 1) * channels
         filters = filter_axes(channels, q * axis("filters", self.order - 1), self.filter_dim, self.bands, 2)
-        return {"input.weight": param(branches, d), "conv.taps": square_taps(branches, self.conv),
+        return {"input.weight": param(branches, d), "taps": square_taps(branches, self.conv),
                 **{f"filter.{name}": part for name, part in filters.items()},
                 "mix": param(q, share="own", init=Init("constant", low=self.directions**-0.5)),
                 "out.weight": param(d, channels)}

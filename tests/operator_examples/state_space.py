@@ -197,7 +197,7 @@ def grid_filter(x_BHWD: Tensor, taps_DKK: Tensor) -> Tensor:
 
 
 def hidden_state_mixer(w, config, x):
-    b, c, dt = grid_filter(linear(x, w["select.weight"]), w["conv.taps"]).split(config.state, -1)
+    b, c, dt = grid_filter(linear(x, w["select.weight"]), w["taps"]).split(config.state, -1)
     total = torch.exp(dt).sum((1, 2), keepdim=True)
     h = torch.einsum("bhwn,bhwd->bnd", torch.exp(dt) / total * b, x)
     u, z = linear(h, w["mix.weight"]).chunk(2, -1)
@@ -229,7 +229,7 @@ def hyena_nd(w, config, x):
     rows, columns = x.shape[1:3]
     filters = config.directions * (config.order - 1)
     taps = {(i, j): long_filter(w, config, (i, j), filters) for i in range(rows) for j in range(columns)}
-    v, out_gate, *gates = grid_filter(linear(x, w["input.weight"]), w["conv.taps"]).chunk(config.order + 1, -1)
+    v, out_gate, *gates = grid_filter(linear(x, w["input.weight"]), w["taps"]).chunk(config.order + 1, -1)
     signs = [(1, 1), (-1, -1), (-1, 1), (1, -1)][:config.directions]
     for n, gate in enumerate(gates):
         y = torch.zeros_like(v)
