@@ -56,6 +56,7 @@ _HOMES = {
     "SequenceFF": ".space.operators.sequence_ff",
     "SEA": ".space.operators.estimated_attention",
     "DeltaNet": ".space.operators.delta_net",
+    "NeuralMemory Atlas": ".space.operators.neural_memory",
     "HiddenStateMixer": ".space.operators.hidden_state_mixer",
     "LMU": ".space.operators.lmu",
     "RWKV VisionRWKV": ".space.operators.rwkv",

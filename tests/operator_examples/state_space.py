@@ -8,6 +8,7 @@ import bodyplan as bp
 import torch
 import torch.nn.functional as F
 from bodyplan.kernels.legendre import naive_legendre, naive_legendre_system
+from bodyplan.kernels.neural_memory import naive_neural_memory
 from bodyplan.kernels.wkv import naive_bidirectional_wkv, naive_wkv
 from bodyplan.space.operator import Operator
 from bodyplan.testing import Reference
@@ -19,6 +20,14 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "Mamba": [
         (bp.Mamba(state=4, bidirectional=True), 32), (bp.Mamba(state=4, expand=1, dt_rank=3), 24),
         (bp.Mamba(state=3, conv=2), 16), (bp.Mamba(state=2, expand=1, conv=None), 32)],
+    "Atlas": [
+        (bp.Atlas(heads=4, chunk=16, window=3, expand=1, depth=3), 16), (bp.Atlas(chunk=8, window=12, inner="momentum"), 8),
+        (bp.Atlas(heads=1, head_dim=3, chunk=5, window=2, depth=1, inner="gd", conv=None, rate=0.3), 8),
+        (bp.Atlas(heads=2, head_dim=4, chunk=24, window=1, degree=1, conv=2), 12)],
+    "NeuralMemory": [
+        (bp.NeuralMemory(heads=4, chunk=6), 32), (bp.NeuralMemory(heads=2, chunk=4, depth=1, conv=None), 16),
+        (bp.NeuralMemory(heads=1, head_dim=4, chunk=5, depth=3, expand=1, inner="gd", rate=0.2), 8),
+        (bp.NeuralMemory(heads=3, chunk=1, depth=1, inner="gd", conv=3), 24)],
     "DeltaNet": [
         (bp.DeltaNet(heads=2, expand_v=2), 32), (bp.DeltaNet(heads=1, head_dim=8), 16),
         (bp.DeltaNet(heads=2, conv=3, allow_neg_eigval=True), 24), (bp.DeltaNet(heads=2, conv=None), 24)],
@@ -45,6 +54,8 @@ UNVARIED: dict[str, dict[str, str]] = {
     "HyenaND": {"time": "one positional feature is the distance itself", "ways": "rows and columns"},
     "Orchid": {"time": "one positional feature is the distance itself", "ways": "a sequence has one"},
     "VisionRWKV": {"mixes": "for receptance, key and value"},
+    "Atlas": {"one": "one monomial has degree 0"},
+    "NeuralMemory": {"window_weight": "it has no window", "one": "keys as they are", "squares": "keys as they are"},
     "HiddenStateMixer": {"skip": "one number"},
 }
 
@@ -120,6 +131,37 @@ def delta_net(w, config, x):
         memory = memory - b * (memory @ kt.mT) @ kt + b * vt @ kt
         rows.append((memory @ q[:, t, :, :, None])[..., 0] / keys**0.5)
     return linear(head_norm(torch.stack(rows, 1), w["norm.weight"]).flatten(2), w["out.weight"])
+
+
+# -- memories that learn -----------------------------------------------------------------------------------------------
+
+def monomials(x: Tensor, degree: int) -> Tensor:
+    if degree == 1:
+        return x
+    pairs = torch.einsum("...i,...j->...ij", x, x).flatten(-2)
+    return torch.cat([torch.ones_like(x[..., :1]), x, pairs / math.sqrt(2)], -1) / math.sqrt(2.5)
+
+
+def test_time_memory(w, config, x):
+    """One token after the other, the gradient of the loss by autograd."""
+    heads, has_momentum = config.heads, config.inner != "gd"
+    size = heads * (config.head_dim or x.shape[-1] // heads)
+    sizes = [3 * size, size, heads, heads, heads * has_momentum, heads * (config.window > 1)]
+    mixed, gate, keep, step, momentum, weight = linear(x, w["input.weight"]).split(sizes, -1)
+    mixed = F.silu(short_filter(mixed, w["taps"]) if config.conv else mixed)
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in mixed.chunk(3, -1))
+    q, k = monomials(unit(q), config.degree), monomials(unit(k), config.degree)
+    keep, step = torch.sigmoid(keep + w["keep_bias"]), torch.sigmoid(step + w["step_bias"])
+    step = step * (config.rate or (0.02 if config.inner == "muon" else 1 / config.chunk))
+    momentum = torch.sigmoid(momentum + w["momentum_bias"]) if has_momentum else torch.zeros_like(keep)
+    between = [f"between_{n}" for n in range(1, config.depth - 1)]
+    names = ["first", *between, "last"] if config.depth > 1 else ["only"]
+    layers = [w[f"memory.{name}"].mT.expand(len(x), -1, -1, -1) for name in names]
+    y = naive_neural_memory(
+        q, k, v, layers=layers, keep_BTH=keep, step_BTH=step if config.inner == "muon" else step * (1 - momentum),
+        momentum_BTH=momentum, weight_BTH=torch.sigmoid(weight) if config.window > 1 else torch.ones_like(keep),
+        window=config.window, chunk=config.chunk, muon=config.inner == "muon")
+    return linear(head_norm(y, w["norm.weight"]).flatten(2) * F.silu(gate), w["out.weight"])
 
 
 # -- memories without a data-dependent decay ---------------------------------------------------------------------------
@@ -281,6 +323,6 @@ def around(x: Tensor, filter_BTD: Tensor) -> Tensor:
 
 
 REFERENCES: dict[str, Reference] = {
-    "RWKV": rwkv, "VisionRWKV": vision_rwkv, "HyenaND": hyena_nd, "Orchid": orchid,
-    "Mamba": mamba, "DeltaNet": delta_net, "Extractor": extractor, "LMU": lmu, "VirtualNode": virtual_node,
-    "HiddenStateMixer": hidden_state_mixer}
+    "Atlas": test_time_memory, "DeltaNet": delta_net, "Extractor": extractor, "HiddenStateMixer": hidden_state_mixer,
+    "HyenaND": hyena_nd, "LMU": lmu, "Mamba": mamba, "NeuralMemory": test_time_memory, "Orchid": orchid, "RWKV": rwkv,
+    "VirtualNode": virtual_node, "VisionRWKV": vision_rwkv}
