@@ -42,6 +42,8 @@ _HOMES = {
     "Attention": ".space.operators.attention",
     "GatedDeltaNet": ".space.operators.gated_delta",
     "Mamba": ".space.operators.mamba",
+    "Scanned": ".space.operators.scanned",
+    "SelectiveChannelMixer": ".space.operators.selective_channels",
     "Mamba2": ".space.operators.mamba2",
     "LinearAttention Based": ".space.operators.linear_attention",
     "Retention Lightning": ".space.operators.retention",

@@ -157,10 +157,9 @@ class Mamba(Operator):
                                    bool(self.bidirectional))
 
     def macs(self, width: int, length: int) -> float:
-        """Projections and convolutions, and four multiply-adds per number of the state and token: step, fade, write, read."""
+        """Projections and convolutions; the scan is element-wise and not counted."""
         ways = 2 if self.bidirectional else 1
-        return float(length * (self.matrix_numel(width) + ways * self.inner(width) * (self.conv or 0))
-                     + (0 if self.bidirectional else 4 * length * self.inner(width) * self.state))
+        return float(length * (self.matrix_numel(width) + ways * self.inner(width) * (self.conv or 0)))
 
     def decode_macs(self, width: int, length: int) -> float:
         return self.macs(width, length + 1 if self.bidirectional else 1)

@@ -11,7 +11,9 @@ from bodyplan.kernels.gated_delta import chunked as gated_delta
 from bodyplan.kernels.gated_linear import chunked as gated_linear
 from bodyplan.kernels.linear_recurrence import chunked as linear_recurrence
 from bodyplan.kernels.long_conv import fft
+from bodyplan.kernels.selective_scan import chunked as selective_scan
 from bodyplan.kernels.short_conv import naive as short_conv
+from bodyplan.kernels.wkv import chunked as wkv
 
 INLINED = [linear_recurrence, gated_linear, gated_delta, fft, short_conv]
 
@@ -40,3 +42,7 @@ def test_the_functions_run_from_their_source_with_torch_alone(module):
 def test_functions_of_one_name_have_one_source(name):
     sources = {inspect.getsource(getattr(module, name)) for module in (linear_recurrence, gated_linear, gated_delta)}
     assert len(sources) == 1
+
+
+def test_scans_cut_time_into_chunks_by_one_source():
+    assert inspect.getsource(selective_scan.chunk_tokens) == inspect.getsource(wkv.chunk_tokens)

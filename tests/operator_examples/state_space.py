@@ -18,16 +18,16 @@ __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "Mamba": [
-        (bp.Mamba(state=4, bidirectional=True), 32), (bp.Mamba(state=4, expand=1, dt_rank=3), 24),
-        (bp.Mamba(state=3, conv=2), 16), (bp.Mamba(state=2, expand=1, conv=None), 32)],
+        (bp.Mamba(state=4, bidirectional=True), 24), (bp.Mamba(state=4, expand=1, dt_rank=3), 24),
+        (bp.Mamba(state=3, conv=2), 16), (bp.Mamba(state=2, expand=1, conv=None), 8)],
     "Atlas": [
-        (bp.Atlas(heads=4, chunk=16, window=3, expand=1, depth=3), 16), (bp.Atlas(chunk=8, window=12, inner="momentum"), 8),
-        (bp.Atlas(heads=1, head_dim=3, chunk=5, window=2, depth=1, inner="gd", conv=None, rate=0.3), 8),
-        (bp.Atlas(heads=2, head_dim=4, chunk=24, window=1, degree=1, conv=2), 12)],
+        (bp.Atlas(heads=2, chunk=8, window=3), 8),
+        (bp.Atlas(heads=1, head_dim=3, depth=1, inner="gd", chunk=8, window=10, conv=None, rate=0.3), 8),
+        (bp.Atlas(head_dim=3, depth=3, expand=1, inner="momentum", chunk=16, window=1, degree=1, conv=2), 6)],
     "NeuralMemory": [
-        (bp.NeuralMemory(heads=4, chunk=6), 32), (bp.NeuralMemory(heads=2, chunk=4, depth=1, conv=None), 16),
+        (bp.NeuralMemory(heads=4), 16), (bp.NeuralMemory(heads=2, chunk=8, depth=1, conv=None), 12),
         (bp.NeuralMemory(heads=1, head_dim=4, chunk=5, depth=3, expand=1, inner="gd", rate=0.2), 8),
-        (bp.NeuralMemory(heads=3, chunk=1, depth=1, inner="gd", conv=3), 24)],
+        (bp.NeuralMemory(heads=3, chunk=1, depth=1, inner="gd", conv=3), 12)],
     "DeltaNet": [
         (bp.DeltaNet(heads=2, expand_v=2), 32), (bp.DeltaNet(heads=1, head_dim=8), 16),
         (bp.DeltaNet(heads=2, conv=3, allow_neg_eigval=True), 24), (bp.DeltaNet(heads=2, conv=None), 24)],
@@ -44,6 +44,12 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.Orchid(order=3, filter_dim=8, bands=3), 16), (bp.Orchid(filter_dim=4, bands=2, kernel=1, conv=1, reach=9), 8),
         (bp.Orchid(condition="correlation", filter_dim=8, bands=3, kernel=3), 12)],
     "RWKV": [(bp.RWKV(decay_rank=6), 32), (bp.RWKV(), 24), (bp.RWKV(decay_rank=3), 16)],
+    "Scanned": [
+        (bp.Scanned(bp.Mamba(state=3, expand=1)), 16), (bp.Scanned(bp.Mamba(state=2, expand=1), shared=True, group=5), 8),
+        (bp.Scanned(bp.Mamba(state=2, expand=2, conv=2, dt_rank=2), paths=("nested", "rows_back"), group=6), 12)],
+    "SelectiveChannelMixer": [
+        (bp.SelectiveChannelMixer(size=8, state=3), 16), (bp.SelectiveChannelMixer(size=4, state=2, expand=1, conv=2), 12),
+        (bp.SelectiveChannelMixer(size=2, state=2, conv=None, dt_rank=2), 4)],
     "VisionRWKV": [(bp.VisionRWKV(), 16), (bp.VisionRWKV(), 8)],
     "VirtualNode": [
         (bp.VirtualNode(ratio=2), 32), (bp.VirtualNode("sum", ratio=1), 16), (bp.VirtualNode(bidirectional=False), 24)],
@@ -103,6 +109,14 @@ def mamba(w, config, x):
     if config.bidirectional:
         y = y + s6(w, "backward_ssm", config, u.flip(1)).flip(1)
     return linear(y * F.silu(z), w["out.weight"])
+
+
+def selective_channel_mixer(w, config, x):
+    """Each token as a sequence of its groups of channels."""
+    inside = {name.removeprefix("scan."): part for name, part in w.items()}
+    scan = bp.Mamba(config.state, config.expand, config.conv, bidirectional=True)
+    tokens = [mamba(inside, scan, token.unflatten(-1, (-1, config.size))).flatten(1) for token in x.unbind(1)]
+    return torch.stack(tokens, 1)
 
 
 # -- DeltaNet ----------------------------------------------------------------------------------------------------------
@@ -322,7 +336,32 @@ def around(x: Tensor, filter_BTD: Tensor) -> Tensor:
     return sum(filter_BTD[:, j, None] * x.roll(j, 1) for j in range(x.shape[1]))
 
 
+def scanned(w, config, x):
+    """Place by place along every path."""
+    rows, columns = x.shape[1:3]
+    places = [(r, c) for r in range(rows) for c in range(columns)]
+    by_columns = sorted(places, key=lambda p: (p[1], p[0]))
+    bits = [sum((r >> i & 1) << 2 * i + 1 | (c >> i & 1) << 2 * i for i in range(8)) for r, c in places]
+    orders = {"rows": places, "columns": by_columns, "rows_back": places[::-1], "columns_back": by_columns[::-1],
+              "nested": [p for _, p in sorted(zip(bits, places, strict=True))]}
+    total = torch.zeros_like(x)
+    groups = -(-len(places) // (config.group or len(places)))
+    size = -(-len(places) // groups)
+    for number, path in enumerate(config.paths):
+        prefix = f"mixers.{0 if config.shared else number}."
+        inside = {name.removeprefix(prefix): part for name, part in w.items() if name.startswith(prefix)}
+        for start in range(0, len(places), size):
+            visited = orders[path][start:start + size]
+            y = mamba(inside, config.mixer, torch.stack([x[:, r, c] for r, c in visited], 1))
+            spread = torch.zeros_like(x)
+            for t, (r, c) in enumerate(visited):
+                spread[:, r, c] = y[:, t]
+            total = total + spread
+    return total / len(config.paths)
+
+
 REFERENCES: dict[str, Reference] = {
     "Atlas": test_time_memory, "DeltaNet": delta_net, "Extractor": extractor, "HiddenStateMixer": hidden_state_mixer,
     "HyenaND": hyena_nd, "LMU": lmu, "Mamba": mamba, "NeuralMemory": test_time_memory, "Orchid": orchid, "RWKV": rwkv,
-    "VirtualNode": virtual_node, "VisionRWKV": vision_rwkv}
+    "Scanned": scanned, "SelectiveChannelMixer": selective_channel_mixer, "VirtualNode": virtual_node,
+    "VisionRWKV": vision_rwkv}
