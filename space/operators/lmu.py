@@ -81,7 +81,7 @@ class LMU(Operator):
         return int(self.order or width)
 
     def check(self, width: int, where: str) -> None:
-        require_whole("order", self.degrees(width), where, instead="use 32, or None for the width")
+        require_whole("order", width if self.order is None else self.order, where, instead="use 32, or None for the width")
         require_whole("signals", self.signals, where)
         if not self.theta > 0 or not math.isfinite(self.theta):
             raise ValueError(f"theta must be a finite number of tokens above 0 at {where}: got {self.theta!r}; use 128")

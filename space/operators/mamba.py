@@ -137,7 +137,7 @@ class Mamba(Operator):
         require_whole("state", self.state, where)
         require_whole("expand", self.expand, where, instead="use 1 or 2")
         require_whole("conv", self.conv or 0, where, low=0, instead="use 4, or None for no convolution")
-        require_whole("dt_rank", self.rank(width), where, instead="use 4, or None for width / 16")
+        require_whole("dt_rank", 1 if self.dt_rank is None else self.dt_rank, where, instead="use 4, or None for width / 16")
 
     def axes(self, width: int) -> dict[str, Param]:
         d, inner = axis("width", width), axis("expand", self.expand) * axis("channels", width)
