@@ -1,6 +1,6 @@
 """Neural memories: Titans and Atlas.
 
-Both are one module, `TestTimeMemory`, with a window of one token and keys as they are, or with neither.
+Both are one module, `LearningMemory`, with a window of one token and keys as they are, or with neither.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source
 from .checks import require_divisor, require_whole
 from .gated_delta import GatedDeltaNet
+from .learning_memory import LearningMemory, memory_layers
 from .short_conv import tap_init
-from .test_time_memory import TestTimeMemory, memory_layers
 
 __all__ = ["Atlas", "NeuralMemory"]
 
@@ -86,7 +86,7 @@ class _Memory(Operator, abstract=True):
 
     def build(self, width: int) -> nn.Module:
         key_dim, value_dim, hidden = self.sizes(width)
-        return TestTimeMemory(self.heads, key_dim, value_dim, width, hidden, self.depth, self.degree, self.conv or 0,
+        return LearningMemory(self.heads, key_dim, value_dim, width, hidden, self.depth, self.degree, self.conv or 0,
                               self.window, self.chunk, self.inner, self.largest_step())
 
     def layers(self, width: int) -> list[tuple[str, int, int]]:

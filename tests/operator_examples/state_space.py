@@ -156,7 +156,7 @@ def monomials(x: Tensor, degree: int) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x, pairs / math.sqrt(2)], -1) / math.sqrt(2.5)
 
 
-def test_time_memory(w, config, x):
+def learning_memory(w, config, x):
     """One token after the other, the gradient of the loss by autograd."""
     heads, has_momentum = config.heads, config.inner != "gd"
     size = heads * (config.head_dim or x.shape[-1] // heads)
@@ -361,7 +361,7 @@ def scanned(w, config, x):
 
 
 REFERENCES: dict[str, Reference] = {
-    "Atlas": test_time_memory, "DeltaNet": delta_net, "Extractor": extractor, "HiddenStateMixer": hidden_state_mixer,
-    "HyenaND": hyena_nd, "LMU": lmu, "Mamba": mamba, "NeuralMemory": test_time_memory, "Orchid": orchid, "RWKV": rwkv,
+    "Atlas": learning_memory, "DeltaNet": delta_net, "Extractor": extractor, "HiddenStateMixer": hidden_state_mixer,
+    "HyenaND": hyena_nd, "LMU": lmu, "Mamba": mamba, "NeuralMemory": learning_memory, "Orchid": orchid, "RWKV": rwkv,
     "Scanned": scanned, "SelectiveChannelMixer": selective_channel_mixer, "VirtualNode": virtual_node,
     "VisionRWKV": vision_rwkv}

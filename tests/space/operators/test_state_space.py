@@ -10,7 +10,7 @@ import torch
 from bodyplan.kernels.gated_delta import naive_gated_delta
 from bodyplan.kernels.linear_recurrence import naive_linear_recurrence
 from bodyplan.space.model import initialise
-from bodyplan.space.operators.test_time_memory import TestTimeMemory as LearningMemory
+from bodyplan.space.operators.learning_memory import LearningMemory
 from bodyplan.testing import built, example_inputs
 from operator_examples import EXAMPLES
 

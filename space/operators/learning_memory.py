@@ -17,7 +17,7 @@ from ...kernels.gated_delta.chunked import chunked_gated_delta, gated_delta_step
 from ...kernels.neural_memory.chunked import memory_chunk
 from ...kernels.short_conv.naive import causal_conv
 
-__all__ = ["TestTimeMemory", "memory_layers"]
+__all__ = ["LearningMemory", "memory_layers"]
 
 
 def memory_layers(features: int, hidden: int, outputs: int, depth: int) -> list[tuple[str, int, int]]:
@@ -30,7 +30,7 @@ def memory_layers(features: int, hidden: int, outputs: int, depth: int) -> list[
 
 
 
-class TestTimeMemory(nn.Module):
+class LearningMemory(nn.Module):
     """Per head `S_t = eta_t S_{t-1} - theta_t grad_t`, `M_t = a_t M_{t-1} + S_t`, read as M_t(q_t), normalised and gated.
 
     Gradients are those of half the squared error |M(k) - v|^2 of the memory that the token's chunk began with, summed over
