@@ -96,7 +96,7 @@ class Scanned(Operator):
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Serpent: Scalable and Efficient Image Restoration via Multi-scale Structured State "
-                                      "Space Models", 2024, systems=("S357",), options=("S039", "S249"))
+                                      "Space Models", 2024, options=("S039", "S249", "S357"))
 
     @property
     def keeps_zero(self) -> bool:                                                     # type: ignore[override]
