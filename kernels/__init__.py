@@ -4,8 +4,6 @@
     linear_recurrence/  S_t = decay S_{t-1} + k^T v: linear attention, RetNet, Mamba-2
     gated_linear/       the same with a decay for every key channel: Gated Linear Attention, Liger
     gated_delta/        S_t = decay S_{t-1} + k^T v with the delta rule: Gated DeltaNet, DeltaNet
-    long_conv/          a causal filter as long as the sequence: Hyena
-    gated_delta/        the same with the delta rule: Gated DeltaNet, DeltaNet
     selective_scan/     a decay per channel and state: Mamba
     wkv/                a softmax over a past that fades by channel: RWKV
     neural_memory/      networks trained while they read: Titans, Atlas

@@ -18,7 +18,6 @@ from .short_conv import tap_init
 from .spatial import as_grid, require_odd
 
 __all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "GridFilters", "filtered", "square_taps"]
-__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "filter_grid", "square_taps"]
 
 
 def square_taps(channels: Axis | Dim, kernel: int) -> Param:
@@ -45,13 +44,6 @@ class GridFilters(nn.Module):
         return filtered(x_BHWD, self.taps)
 
 
-def filter_grid(x_BHWD: Tensor, taps_DKK: Tensor) -> Tensor:
-    """One square filter per channel of a grid, for modules that are on a grid already; zeros outside."""
-    channels, kernel, _ = taps_DKK.shape
-    y_BDHW = F.conv2d(x_BHWD.permute(0, 3, 1, 2), taps_DKK[:, None], padding=kernel // 2, groups=channels)
-    return y_BDHW.permute(0, 2, 3, 1)
-
-
 class DepthwiseConvolution2d(nn.Module):
     """`y[r, c] = sum over i, j of taps[i, j] x[r + i - k // 2, c + j - k // 2]` per channel; zeros outside the grid."""
 
@@ -60,7 +52,10 @@ class DepthwiseConvolution2d(nn.Module):
         self.taps = nn.Parameter(torch.empty(width, kernel, kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        return filter_grid(as_grid(x), self.taps).reshape(x.shape)
+        x_BDHW = as_grid(x).permute(0, 3, 1, 2)
+        channels, kernel, _ = self.taps.shape
+        y_BDHW = F.conv2d(x_BDHW, self.taps[:, None], padding=kernel // 2, groups=channels)
+        return y_BDHW.permute(0, 2, 3, 1).reshape(x.shape)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
-from .depthwise_conv2d import filter_grid, square_taps
+from .depthwise_conv2d import filtered, square_taps
 from .spatial import as_grid, require_odd
 
 __all__ = ["HiddenStateMixer", "HiddenStateMixing"]
@@ -38,7 +38,7 @@ class HiddenStateMixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
-        b_BLN, c_BLN, dt_BLN = filter_grid(self.select(x_BHWD), self.taps).flatten(1, 2).chunk(3, dim=-1)
+        b_BLN, c_BLN, dt_BLN = filtered(self.select(x_BHWD), self.taps).flatten(1, 2).chunk(3, dim=-1)
         share_BLN = dt_BLN.softmax(1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         h_BND = (share_BLN * b_BLN).transpose(1, 2) @ x_BHWD.flatten(1, 2)
         u_BNI, z_BNI = self.mix(h_BND).chunk(2, dim=-1)

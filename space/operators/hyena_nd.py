@@ -17,7 +17,7 @@ from ...kernels.long_conv.grid import fft_grid_conv
 from ..axes import Init, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
-from .depthwise_conv2d import filter_grid, square_taps
+from .depthwise_conv2d import filtered, square_taps
 from .implicit_filter import ImplicitFilter, filter_axes, tap_macs
 from .spatial import as_grid, grid_of, require_odd
 
@@ -44,7 +44,7 @@ class GridHyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
-        v_BHWD, out_gate_BHWD, *gates = filter_grid(self.input(x_BHWD), self.taps).split(self.width, dim=-1)
+        v_BHWD, out_gate_BHWD, *gates = filtered(self.input(x_BHWD), self.taps).split(self.width, dim=-1)
         filter_HWQND = self.filter(x_BHWD.shape[1:3]).unflatten(2, (len(self.flips), self.filters))
         for n, gate_BHWD in enumerate(gates):
             gated_BHWD = gate_BHWD * v_BHWD
