@@ -27,7 +27,8 @@ def legendre_system(order: int, theta: float, dtype: torch.dtype, device: torch.
     a_QQ = (2 * degree_Q + 1)[:, None] * torch.where(degree_Q[:, None] < degree_Q, -torch.ones_like(lower_QQ), lower_QQ)
     b_Q1 = ((2 * degree_Q + 1) * sign_Q)[:, None]
     rate_RR = torch.cat([torch.cat([a_QQ, b_Q1], dim=1), a_QQ.new_zeros(1, order + 1)]) / theta
-    return torch.linalg.matrix_exp(rate_RR)[:order].to(device=device, dtype=dtype)
+    system_QR: Tensor = torch.linalg.matrix_exp(rate_RR)[:order].to(device=device, dtype=dtype)
+    return system_QR
 
 
 def powers_of(a_QQ: Tensor, start_CQ: Tensor, count: int) -> Tensor:

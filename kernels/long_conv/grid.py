@@ -23,5 +23,5 @@ def fft_grid_conv(x_BHWD: Tensor, filter_HWD: Tensor) -> Tensor:
     sides, dtype = (2 * rows, 2 * columns), torch.promote_types(x_BHWD.dtype, torch.float32)
     x_BDF = torch.fft.rfft2(x_BHWD.permute(0, 3, 1, 2).to(dtype), s=sides)
     filter_DF = torch.fft.rfft2(filter_HWD.permute(2, 0, 1).to(dtype), s=sides)
-    y_BDHW = torch.fft.irfft2(x_BDF * filter_DF, s=sides)[..., :rows, :columns]
+    y_BDHW: Tensor = torch.fft.irfft2(x_BDF * filter_DF, s=sides)[..., :rows, :columns]
     return y_BDHW.permute(0, 2, 3, 1).to(x_BHWD.dtype)

@@ -32,7 +32,7 @@ def newton_schulz(x_IO: Tensor, steps: int = 5) -> Tensor:
 def memory_gradients(layers: list[Tensor], k_BHNK: Tensor, v_BHNV: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """For every layer its inputs and the errors at its outputs: their outer products are the gradients of half the
     squared error of a perceptron with SiLU between its layers."""
-    inputs, sums = [k_BHNK], []
+    inputs, sums = [k_BHNK], list[Tensor]()
     for number, layer_BHIO in enumerate(layers):
         if number:
             inputs.append(F.silu(sums[-1]))

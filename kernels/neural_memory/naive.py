@@ -5,6 +5,8 @@ Shape suffixes: B batch, T time, H heads, K key width, V value width, I and O in
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,8 @@ def naive_neural_memory(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, *, layer
         if t % chunk == 0:
             start = memory
         frozen = [layer if layer.requires_grad else layer.clone().requires_grad_() for layer in start]
-        loss = sum((weight_BTH[:, i, :, None] * (network(frozen, k_BTHK[:, i]) - v_BTHV[:, i]) ** 2).sum() / 2
-                   for i in range(max(0, t + 1 - window), t + 1))
+        loss: Any = sum((weight_BTH[:, i, :, None] * (network(frozen, k_BTHK[:, i]) - v_BTHV[:, i]) ** 2).sum() / 2
+                        for i in range(max(0, t + 1 - window), t + 1))
         gradients = torch.autograd.grad(loss, frozen, create_graph=True)
         eta, theta, keep = (g[:, t, :, None, None] for g in (momentum_BTH, step_BTH, keep_BTH))
         surprise = [eta * s - (1 if muon else theta) * g for s, g in zip(surprise, gradients, strict=True)]

@@ -11,6 +11,12 @@ from torch import Tensor
 __all__ = ["naive_bidirectional_wkv", "naive_wkv"]
 
 
+def weighted(weights: list[Tensor], v_BTD: Tensor) -> Tensor:
+    """The mean of the first values by their weights."""
+    weight_BTD = torch.stack(weights, dim=1)
+    return (weight_BTD * v_BTD[:, :len(weights)]).sum(1) / weight_BTD.sum(1)
+
+
 def naive_wkv(k_BTD: Tensor, v_BTD: Tensor, *, log_decay_BTD: Tensor, bonus_D: Tensor) -> Tensor:
     """Softmax-weighted values per channel: token i weighs exp(k_i + g_{i+1} + ... + g_{t-1}), token t exp(k_t + bonus).
 
@@ -21,7 +27,7 @@ def naive_wkv(k_BTD: Tensor, v_BTD: Tensor, *, log_decay_BTD: Tensor, bonus_D: T
     for t in range(k_BTD.shape[1]):
         weights = [torch.exp(k_BTD[:, i] + log_decay_BTD[:, i + 1:t].sum(1)) for i in range(t)]
         weights.append(torch.exp(k_BTD[:, t] + bonus_D))
-        rows.append(sum(w * v_BTD[:, i] for i, w in enumerate(weights)) / sum(weights))
+        rows.append(weighted(weights, v_BTD))
     return torch.stack(rows, dim=1)
 
 
@@ -30,5 +36,5 @@ def naive_bidirectional_wkv(k_BTD: Tensor, v_BTD: Tensor, *, log_decay_D: Tensor
     length, rows = k_BTD.shape[1], []
     for t in range(length):
         weights = [torch.exp(k_BTD[:, i] + (bonus_D if i == t else (abs(t - i) - 1) * log_decay_D)) for i in range(length)]
-        rows.append(sum(w * v_BTD[:, i] for i, w in enumerate(weights)) / sum(weights))
+        rows.append(weighted(weights, v_BTD))
     return torch.stack(rows, dim=1)

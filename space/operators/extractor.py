@@ -110,4 +110,4 @@ class Extractor(Operator):
         return float(self.matrix_numel(width) + self.reach * lag)
 
     def state_numel(self, width: int, length: int) -> int:
-        return (self.reach - 1) * width + 1
+        return int((self.reach - 1) * width + 1)

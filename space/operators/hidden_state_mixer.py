@@ -43,7 +43,8 @@ class HiddenStateMixing(nn.Module):
         h_BND = (share_BLN * b_BLN).transpose(1, 2) @ x_BHWD.flatten(1, 2)
         u_BNI, z_BNI = self.mix(h_BND).chunk(2, dim=-1)
         h_BND = self.out(u_BNI * F.silu(z_BNI) + self.skip * u_BNI)
-        return (c_BLN @ h_BND).view(x.shape)
+        y: Tensor = (c_BLN @ h_BND).view(x.shape)
+        return y
 
 
 @dataclass(frozen=True)

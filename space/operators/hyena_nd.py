@@ -44,7 +44,7 @@ class GridHyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
-        v_BHWD, out_gate_BHWD, *gates = filtered(self.input(x_BHWD), self.taps).split(self.width, dim=-1)
+        v_BHWD, out_gate_BHWD, *gates = torch.split(filtered(self.input(x_BHWD), self.taps), self.width, dim=-1)
         filter_HWQND = self.filter(x_BHWD.shape[1:3]).unflatten(2, (len(self.flips), self.filters))
         for n, gate_BHWD in enumerate(gates):
             gated_BHWD = gate_BHWD * v_BHWD

@@ -82,7 +82,7 @@ class LearningMemory(nn.Module):
         return [self.memory[name] for name in self.names]
 
     def step(self, x_BTD: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-        mixed_BTM, gate_BTG, *logits = self.input(x_BTD).split(self.sizes, dim=-1)
+        mixed_BTM, gate_BTG, *logits = torch.split(self.input(x_BTD), self.sizes, dim=-1)
         after = {}
         if self.taps is not None:
             mixed_BTM, past = causal_conv(mixed_BTM, self.taps, None if state is None else state["past"])
@@ -100,7 +100,7 @@ class LearningMemory(nn.Module):
     def tokens(self, mixed_BTM: Tensor, logits: list[Tensor]) -> Tensor:
         """Query, key, value, log a, theta, log eta and weight of every token and head, side by side."""
         sizes = [self.heads * self.key_dim, self.heads * self.key_dim, self.heads * self.value_dim]
-        q, k, v_BTHV = (part.unflatten(-1, (self.heads, -1)) for part in mixed_BTM.split(sizes, dim=-1))
+        q, k, v_BTHV = (part.unflatten(-1, (self.heads, -1)) for part in torch.split(mixed_BTM, sizes, dim=-1))
         q, k = (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6) for y in (q, k))
         keep_BTH, step_BTH = logits[0] + self.keep_bias, self.rate * torch.sigmoid(logits[1] + self.step_bias)
         zero_BTH = torch.zeros_like(keep_BTH)
@@ -116,7 +116,7 @@ class LearningMemory(nn.Module):
         """The gated delta rule answers after it fades, Titans before: with a v for v and theta / a for the strength both
         write the same."""
         sizes = [self.key_dim, self.key_dim, self.value_dim, 1, 1, 2]
-        q, k, v, log_keep_BTH1, step_BTH1, _ = token_BTHP.split(sizes, dim=-1)
+        q, k, v, log_keep_BTH1, step_BTH1, _ = torch.split(token_BTHP, sizes, dim=-1)
         memory = self.memory["only"].to(q.dtype).mT.expand(len(q), -1, -1, -1) if state is None else state["memory_0"]
         rule = gated_delta_step if state is not None and q.shape[1] == 1 else chunked_gated_delta
         return rule(self.features(q), self.features(k), log_keep_BTH1.exp() * v, log_decay_BTH=log_keep_BTH1[..., 0],
@@ -133,7 +133,7 @@ class LearningMemory(nn.Module):
             before, pending = state["before"], state["pending"].shape[1]
             token_BTHP = torch.cat([state["pending"], token_BTHP], dim=1)
         rows, part = [], token_BTHP[:, :0]
-        for part in token_BTHP.split(self.chunk, dim=1):
+        for part in torch.split(token_BTHP, self.chunk, dim=1):
             y_BHCV, layers, surprise = self.chunk_of(part, before, layers, surprise)
             rows.append(y_BHCV)
             if part.shape[1] == self.chunk:
@@ -148,7 +148,7 @@ class LearningMemory(nn.Module):
                  surprise: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """One chunk, or the beginning of one, with the tokens of the window before it."""
         size, sizes = part.shape[1], [self.key_dim, self.key_dim, self.value_dim, 4]
-        q, k, v, numbers = torch.cat([before, part], dim=1).transpose(1, 2).split(sizes, dim=-1)
+        q, k, v, numbers = torch.split(torch.cat([before, part], dim=1).transpose(1, 2), sizes, dim=-1)
         log_keep, step, log_momentum, weight = numbers.unbind(-1)
         return memory_chunk(self.features(q[:, :, -size:]), self.features(k), v, layers=layers, surprise=surprise,
                             log_keep_BHC=log_keep[..., -size:], step_BHC=step[..., -size:],

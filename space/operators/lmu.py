@@ -111,4 +111,4 @@ class LMU(Operator):
     def state_numel(self, width: int, length: int) -> int:
         """The memory, and the matrices it is moved by."""
         order = self.degrees(width)
-        return self.signals * order + order * (order + 1)
+        return int(self.signals * order + order * (order + 1))

@@ -54,7 +54,7 @@ class SelectiveSSM(nn.Module):
 
     def step(self, x_BTI: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         new_state = {}
-        if self.taps is not None:
+        if self.taps is not None and self.bias is not None:
             x_BTI, new_state["past"] = causal_conv(x_BTI, self.taps, None if state is None else state["past"])
             x_BTI = x_BTI + self.bias
         x_BTI = F.silu(x_BTI)

@@ -78,7 +78,7 @@ class _Memory(Operator, abstract=True):
             declared["taps"] = param(mixed, axis("taps", self.conv, "trailing"), init=tap_init(self.conv))
         square = axis("squares", self.degree - 1)
         features = axis("one", self.degree - 1) + k + square * k * axis("second_key_dim", key_dim)
-        dims = {"only": (v, features), "first": (axis("hidden", hidden), features), "last": (v, axis("hidden", hidden))}
+        dims: dict[str, tuple[Any, Any]] = {"only": (v, features), "first": (axis("hidden", hidden), features), "last": (v, axis("hidden", hidden))}
         for name, _, _ in self.layers(width):
             outputs, inputs = dims.get(name, (axis("hidden", hidden), axis("hidden", hidden)))
             declared[f"memory.{name}"] = param(h, outputs, inputs, init="last" if self.depth > 1 else "zeros")
@@ -115,16 +115,16 @@ class _Memory(Operator, abstract=True):
         total += has_momentum * size * size * tokens
         if self.inner != "muon":
             total += size * size * (tokens + has_momentum)
-        return self.heads * total
+        return float(self.heads * total)
 
     def _token_macs(self, width: int) -> int:
         key_dim, value_dim, _ = self.sizes(width)
-        return self.matrix_numel(width) + self.heads * (2 * key_dim + value_dim) * (self.conv or 0)
+        return int(self.matrix_numel(width) + self.heads * (2 * key_dim + value_dim) * (self.conv or 0))
 
     def macs(self, width: int, length: int) -> float:
         if (same := self.as_delta_rule()) is not None:
             own = same.matrix_numel(width)
-            return same.macs(width, length) + length * (self.matrix_numel(width) - own)
+            return float(same.macs(width, length) + length * (self.matrix_numel(width) - own))
         full, rest = divmod(length, self.chunk)
         total = sum(self.chunk_macs(width, self.chunk, min(n * self.chunk, self.window - 1)) for n in range(full))
         if rest:
@@ -171,8 +171,8 @@ class NeuralMemory(_Memory):
     conv: Any = 4
     inner: Any = "momentum"
     rate: Any = None
-    window: ClassVar[Any] = 1
-    degree: ClassVar[Any] = 1
+    window: ClassVar[Any] = 1                                                         # type: ignore[misc]
+    degree: ClassVar[Any] = 1                                                         # type: ignore[misc]
     source: ClassVar[Source] = Source("Titans: Learning to Memorize at Test Time", 2025, options=("S394",))
 
     def check(self, width: int, where: str) -> None:

@@ -56,8 +56,9 @@ class DataDependentConvolution(nn.Module):
         length, dtype = x_BTD.shape[1], torch.promote_types(x_BTD.dtype, torch.float32)
         u_BTM = self.input(x_BTD)
         learned_FND = torch.fft.rfft(self.filter((length,)).to(dtype), dim=0)
-        adapted_BFND = self.adapted(u_BTM[..., -self.width:]).unflatten(2, (self.filters, self.width))
-        out_gate_BTD, *gates, v_BTD = centred_conv(u_BTM, self.taps).split(self.width, dim=-1)
+        adapted_BFM = self.adapted(u_BTM[..., -self.width:])
+        adapted_BFND = adapted_BFM.view(*adapted_BFM.shape[:2], self.filters, self.width)
+        out_gate_BTD, *gates, v_BTD = torch.split(centred_conv(u_BTM, self.taps), self.width, dim=-1)
         for n, gate_BTD in enumerate(gates):
             v_BTD = self.convolved(gate_BTD * v_BTD, learned_FND[:, n] + adapted_BFND[:, :, n])
         return self.out(out_gate_BTD * v_BTD + self.convolved(x_BTD, learned_FND[:, -1]))   # type: ignore[no-any-return]
@@ -70,11 +71,12 @@ class DataDependentConvolution(nn.Module):
         if self.condition == "magnitude":
             return centred_conv(first_BFM.abs(), self.second.to(dtype))
         second_BFM = torch.fft.rfft(centred_conv(u_BTM, self.second).to(dtype), dim=1, norm="ortho")
-        return first_BFM.conj() * second_BFM
+        spectrum_BFM: Tensor = first_BFM.conj() * second_BFM
+        return spectrum_BFM
 
     def convolved(self, x_BTD: Tensor, spectrum_BFD: Tensor) -> Tensor:
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-        y_BTD = torch.fft.irfft(torch.fft.rfft(x_BTD.to(dtype), dim=1) * spectrum_BFD, n=x_BTD.shape[1], dim=1)
+        y_BTD: Tensor = torch.fft.irfft(torch.fft.rfft(x_BTD.to(dtype), dim=1) * spectrum_BFD, n=x_BTD.shape[1], dim=1)
         return y_BTD.to(x_BTD.dtype)
 
 
