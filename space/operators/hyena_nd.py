@@ -48,8 +48,10 @@ class GridHyena(nn.Module):
         filter_HWQND = self.filter(x_BHWD.shape[1:3]).unflatten(2, (len(self.flips), self.filters))
         for n, gate_BHWD in enumerate(gates):
             gated_BHWD = gate_BHWD * v_BHWD
-            v_BHWD = sum(self.mix[q] * fft_grid_conv(gated_BHWD.flip(flip), filter_HWQND[:, :, q, n]).flip(flip)
-                         for q, flip in enumerate(self.flips))
+            v_BHWD = torch.zeros_like(gated_BHWD)
+            for q, flip in enumerate(self.flips):
+                seen_BHWD = fft_grid_conv(gated_BHWD.flip(flip), filter_HWQND[:, :, q, n])
+                v_BHWD = v_BHWD + self.mix[q] * seen_BHWD.flip(flip)
         return self.out(out_gate_BHWD * v_BHWD).view(x.shape)                        # type: ignore[no-any-return]
 
 

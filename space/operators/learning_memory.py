@@ -100,7 +100,7 @@ class LearningMemory(nn.Module):
     def tokens(self, mixed_BTM: Tensor, logits: list[Tensor]) -> Tensor:
         """Query, key, value, log a, theta, log eta and weight of every token and head, side by side."""
         sizes = [self.heads * self.key_dim, self.heads * self.key_dim, self.heads * self.value_dim]
-        q, k, v_BTHV = (part.unflatten(-1, (self.heads, -1)) for part in torch.split(mixed_BTM, sizes, dim=-1))
+        q, k, v_BTHV = (part.view(*part.shape[:2], self.heads, -1) for part in torch.split(mixed_BTM, sizes, dim=-1))
         q, k = (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6) for y in (q, k))
         keep_BTH, step_BTH = logits[0] + self.keep_bias, self.rate * torch.sigmoid(logits[1] + self.step_bias)
         zero_BTH = torch.zeros_like(keep_BTH)

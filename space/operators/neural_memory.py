@@ -78,9 +78,10 @@ class _Memory(Operator, abstract=True):
             declared["taps"] = param(mixed, axis("taps", self.conv, "trailing"), init=tap_init(self.conv))
         square = axis("squares", self.degree - 1)
         features = axis("one", self.degree - 1) + k + square * k * axis("second_key_dim", key_dim)
-        dims: dict[str, tuple[Any, Any]] = {"only": (v, features), "first": (axis("hidden", hidden), features), "last": (v, axis("hidden", hidden))}
+        inner = axis("hidden", hidden)
+        dims: dict[str, tuple[Any, Any]] = {"only": (v, features), "first": (inner, features), "last": (v, inner)}
         for name, _, _ in self.layers(width):
-            outputs, inputs = dims.get(name, (axis("hidden", hidden), axis("hidden", hidden)))
+            outputs, inputs = dims.get(name, (inner, inner))
             declared[f"memory.{name}"] = param(h, outputs, inputs, init="last" if self.depth > 1 else "zeros")
         return declared
 
