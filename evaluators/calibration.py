@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .precision import Precision
+
 if TYPE_CHECKING:
     from .tasks.base import Task
 
@@ -27,7 +29,8 @@ def has_statistics(module: nn.Module) -> bool:
     return bool(_normalisations(module))
 
 
-def calibrate(module: nn.Module, task: Task, batches: int = 16, seed: int = 0, exact: bool = False) -> nn.Module:
+def calibrate(module: nn.Module, task: Task, batches: int = 16, seed: int = 0, exact: bool = False,
+              dtype: str | None = None) -> nn.Module:
     """Measure the running statistics of `module` on the first `batches` training batches; changes it in place.
 
     What is calibrated are the modules in it with `running_mean` and `running_var`, be these parameters or buffers;
@@ -43,6 +46,7 @@ def calibrate(module: nn.Module, task: Task, batches: int = 16, seed: int = 0, e
             it already calibrated: the statistics are then exactly those of the module in evaluation mode, except
             where one normalisation runs several times in a pass. Otherwise one pass for all, as while training.
             What is being measured normalises by its own batch meanwhile.
+        dtype: a short type to compute in, as in `train`; sums are taken in double precision all the same.
 
     Returns:
         `module`, in evaluation mode.
@@ -59,7 +63,7 @@ def calibrate(module: nn.Module, task: Task, batches: int = 16, seed: int = 0, e
     device = next(module.parameters()).device
     inputs = [task.batch("train", step, seed).inputs.to(device) for step in range(batches)]
     for layers in ([[layer] for layer in _in_order(module, found, inputs[0])] if exact else [found]):
-        _measure(module, layers, inputs)
+        _measure(module, layers, inputs, Precision(dtype))
     return module
 
 
@@ -95,12 +99,12 @@ class Moments:
 
 
 @torch.no_grad()
-def _measure(module: nn.Module, layers: list[nn.Module], inputs: list[Tensor]) -> None:
+def _measure(module: nn.Module, layers: list[nn.Module], inputs: list[Tensor], precision: Precision) -> None:
     """Run all batches and write what the layers saw."""
     moments = [Moments(layer) for layer in layers]
     with _hooked([(m.layer, m) for m in moments]), _training(layers):
         for each in inputs:
-            module(each)
+            precision.logits(module, each)
     for m in moments:
         m.write()
 

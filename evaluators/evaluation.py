@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .calibration import calibrate
-from .devices import on_threads
-from .objectives import Estimate, Objective, resolve
+from .devices import check_device, on_threads
+from .objectives import Estimate, HeldOutMetric, Objective, resolve
+from .precision import check_dtype, check_precision
 from .training import train
 
 if TYPE_CHECKING:
@@ -66,12 +68,17 @@ class Evaluator:
             can read.
         threads: torch threads of an evaluation.
         lr: peak learning rate of standalone training.
+        device: where modules are trained and judged; it must be there in the worker.
+        dtype: what trainings and scores on the task compute in, "float32", or "bfloat16" or "float16" under autocast;
+            weights are kept in float32, and objectives of the user's own get modules as they are.
     """
 
     def __init__(self, space: Space, task: Task | None, objectives: Sequence[str | Objective],
-                 weights: Weights | None = None, threads: int = 1, lr: float = 3e-3):
+                 weights: Weights | None = None, threads: int = 1, lr: float = 3e-3, device: str = "cpu",
+                 dtype: str = "float32"):
         self.space, self.task = space, task
-        self.objectives = tuple(resolve(item, task) for item in objectives)
+        self.device, self.dtype = device, check_dtype(dtype)
+        self.objectives = tuple(_in_precision(resolve(item, task), self.dtype) for item in objectives)
         self.weights, self.threads, self.lr = weights, threads, lr
         self._net: Supernet | None = None
 
@@ -79,9 +86,14 @@ class Evaluator:
         return {**vars(self), "_net": None}
 
     def setup(self) -> None:
-        """Build the supernet and read the task's data. What it raises is no candidate's fault."""
+        """Build the supernet and read the task's data. What it raises is no candidate's fault.
+
+        Raises ValueError where the device is not there, or does not compute in the type.
+        """
+        device = check_device(self.device)
+        check_precision(device, self.dtype)
         if self.weights is not None:
-            self._net = _supernet(self.space, self.weights)
+            self._net = _supernet(self.space, self.weights).to(device)
         if self.task is not None:
             self.task.batch("train", 0, 0)
 
@@ -114,13 +126,13 @@ class Evaluator:
         started = time.perf_counter()
         module, record = self._trained(job, architecture, task)
         seconds = time.perf_counter() - started
-        found = evaluate_model(task, module)
+        found = evaluate_model(task, module, self.dtype)
         return {"objectives": {"loss": found["validation"]},
                 "extra": {**found, "steps": record.steps, "train_seconds": seconds, "train_loss": record.losses[-1]}}
 
     def _test(self, job: Job, architecture: Architecture) -> dict[str, Any]:
         task = self._needed_task(job)
-        value = task.score(self._module(job, architecture), "test")
+        value = HeldOutMetric(task, "test", self.dtype)(architecture, self._module(job, architecture))
         return {"objectives": {"loss": value}, "extra": {"test": value}}
 
     def _module(self, job: Job, architecture: Architecture) -> nn.Module:
@@ -130,10 +142,10 @@ class Evaluator:
                 self.setup()
             assert self._net is not None
             extracted: nn.Module = self._net.extract(architecture)
-            return extracted.eval() if self.task is None else calibrate(extracted, self.task)
+            return extracted.eval() if self.task is None else calibrate(extracted, self.task, dtype=self.dtype)
         if self.task is not None and job.fidelity.get("steps"):
             return self._trained(job, architecture, self.task)[0]
-        return architecture.build(seed=job.seed).eval()
+        return architecture.build(seed=job.seed, device=check_device(self.device)).eval()
 
     def _trained(self, job: Job, architecture: Architecture, task: Task) -> tuple[nn.Module, Any]:
         """Trained alone; the weights go to the file that `fidelity["save"]` names, if it names one."""
@@ -141,7 +153,7 @@ class Evaluator:
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
         module = architecture.build(seed=job.seed)
-        record = train(module, task, steps, lr=self.lr, seed=job.seed)
+        record = train(module, task, steps, lr=self.lr, seed=job.seed, device=self.device, dtype=self.dtype)
         if "save" in job.fidelity:
             _save(module, architecture, Path(job.fidelity["save"]))
         return module.eval(), record
@@ -152,9 +164,17 @@ class Evaluator:
         return self.task
 
 
-def evaluate_model(task: Task, model: nn.Module) -> dict[str, float]:
+def evaluate_model(task: Task, model: nn.Module, dtype: str | None = None) -> dict[str, float]:
     """The task's metric of `model` on both held-out splits: {"validation": ..., "test": ...}."""
-    return {split: task.score(model, split) for split in ("validation", "test")}
+    mixed = {} if dtype is None else {"dtype": dtype}
+    return {split: task.score(model, split, **mixed) for split in ("validation", "test")}
+
+
+def _in_precision(objective: Objective, dtype: str | None) -> Objective:
+    """The objective, computed in a short type if it is the metric of a task."""
+    if dtype is None or not isinstance(objective.evaluate, HeldOutMetric):
+        return objective
+    return replace(objective, evaluate=replace(objective.evaluate, dtype=dtype))
 
 
 def _evaluate(objective: Objective, architecture: Architecture, module: nn.Module | None) -> Estimate | float:

@@ -39,8 +39,8 @@ class Objective:
     Attributes:
         evaluate: called in the worker as `evaluate(architecture)` or, with `needs="model"`, as
             `evaluate(architecture, module)`, where the module is the candidate's own packed copy in
-            evaluation mode. Returns a number or an `Estimate`. It travels by cloudpickle, so lambdas and
-            closures are fine.
+            evaluation mode, on the sweep's device. Returns a number or an `Estimate`. It travels by
+            cloudpickle, so lambdas and closures are fine.
         bound: what the value must not exceed (goal "min") or fall below (goal "max"); written `objective <=
             10`.
         reference: this objective's coordinate of the hypervolume's reference point, if it is known
@@ -138,16 +138,21 @@ def state_bytes(architecture: Any) -> float:
 
 @dataclass(frozen=True)
 class HeldOutMetric:
-    """The metric of a task, as a function of (architecture, module). Without a task it can only say so."""
+    """The metric of a task, as a function of (architecture, module). Without a task it can only say so.
+
+    `dtype` is the short type that the module computes in, None for the type of its weights.
+    """
 
     task: Any = None
     split: str = "validation"
+    dtype: str | None = None
 
     def __call__(self, architecture: Any, module: Any) -> float:
         if self.task is None:
             raise ValueError('the objective "loss" is the metric of a task: this sweep has none; give task=')
         with machine_share(alone=False):
-            return float(self.task.score(module, self.split))
+            mixed = {} if self.dtype is None else {"dtype": self.dtype}     # a task of the user's may not know it
+            return float(self.task.score(module, self.split, **mixed))
 
 
 def _loss(task: Any) -> Objective:

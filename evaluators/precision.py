@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Precision", "check_dtype"]
+__all__ = ["Precision", "check_dtype", "check_precision"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_SCALE = 2.0 ** 16
@@ -32,7 +33,7 @@ class Precision:
     good_steps: int = 0
 
     def __post_init__(self) -> None:
-        check_dtype(self.dtype)
+        self.dtype = check_dtype(self.dtype)
         if self.dtype == "float16":
             self.scale = FIRST_SCALE
 
@@ -41,6 +42,12 @@ class Precision:
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, DTYPES[self.dtype])
+
+    def logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """What `module` answers, computed in this precision on the device of `inputs`; in float32 if that is mixed."""
+        with self.forward(inputs.device):
+            logits: Tensor = module(inputs)
+        return logits if self.dtype is None else logits.float()
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients by the scale."""
@@ -70,8 +77,34 @@ class Precision:
         self.scale, self.good_steps = state["scale"], state["good_steps"]
 
 
-def check_dtype(dtype: str | None) -> None:
-    """Raise ValueError for a type nobody trains in."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype of a training is None, {' or '.join(map(repr, DTYPES))}: got {dtype!r}; None computes "
-                         "in the type of the weights")
+def check_dtype(dtype: str | None) -> str | None:
+    """The short type of that name; None for "float32", which is the type of the weights. Raises ValueError for others."""
+    if dtype is None or dtype == "float32":
+        return None
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype of a training is 'float32', {' or '.join(map(repr, DTYPES))}: got {dtype!r}; 'float32' "
+                         "computes in the type of the weights")
+    return dtype
+
+
+def check_precision(device: torch.device, dtype: str | None) -> None:
+    """Raise ValueError for a type in which this device does not compute, or only by way of another one."""
+    short = check_dtype(dtype)
+    if short is None:
+        return
+    is_own = device.type != "cuda" or short != "bfloat16" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if not (is_own and _computes(device, DTYPES[short])):
+        raise ValueError(f"dtype must be one that the device computes in: {device} does not multiply in {short}; use "
+                         "'float32'" + (" or 'float16'" if short == "bfloat16" else " or 'bfloat16'"))
+
+
+def _computes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product under autocast comes out in `dtype`; where it cannot, torch warns and switches autocast off."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.autocast(device.type, dtype):
+                one_11 = torch.ones(1, 1, device=device)
+                return (one_11 @ one_11).dtype == dtype
+    except RuntimeError:
+        return False

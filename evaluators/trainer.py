@@ -170,10 +170,8 @@ class Trainer:
         return sum(sums) / max(1, num_targets(cut(batch, rows)))
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
-        """The logits of a module on a batch in the precision of the training; in float32 if that is mixed."""
-        with self.precision.forward(self.device):
-            logits: Tensor = module(batch.inputs)
-        return logits if self.precision.dtype is None else logits.float()
+        """The logits of a module on a batch in the precision of the training."""
+        return self.precision.logits(module, batch.inputs)
 
     def _loss(self, piece: Piece, logits: Tensor, teachers: Teachers) -> Tensor:
         """The piece's part of the mean loss of its visit."""

@@ -63,7 +63,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
         accumulate: micro-batches per step, each of them an equal part of the batch; the step is that of the whole
             batch to rounding, at a fraction of its memory. Operators with batch statistics see micro-batches.
         dtype: "bfloat16" or "float16" for mixed precision: autocast, with a loss scale for float16. Weights and
-            optimizer keep their type.
+            optimizer keep their type, in which "float32" or None computes.
         clip: largest common norm of all gradients; None leaves them.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         rates: multipliers of the learning rate by parameter name (by address in a supernet); they do not
@@ -77,7 +77,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
         BodyplanError: the training diverged, or the checkpoint cannot be read.
     """
     _check(steps, lr, warmup, accumulate, clip)
-    check_dtype(dtype)
+    dtype = check_dtype(dtype)
     keep_freed_memory()
     if device is not None:
         model.to(check_device(device))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...space.compiled.spec import variants
+from ..precision import Precision
 
 __all__ = ["SPLITS", "Batch", "Task", "candidates", "check_split", "rng_seed"]
 
@@ -88,11 +89,12 @@ class Task(ABC):
         """Mean loss in nats of `model` on `batch`; a scalar with gradient."""
         return self.loss_of(model(batch.inputs), batch)
 
-    def score(self, model: nn.Module, split: str = "validation", batches: int | None = None) -> float:
+    def score(self, model: nn.Module, split: str = "validation", batches: int | None = None,
+              dtype: str | None = None) -> float:
         """The metric of `model` on the first `batches` batches of a held-out split; default: all the task has.
 
-        Runs in evaluation mode without gradients and leaves the model's mode as it was. NaN comes back as
-        NaN.
+        Runs on the model's device in evaluation mode without gradients and leaves the model's mode as it was; with a
+        short `dtype` under autocast, as a training in it computes. NaN comes back as NaN.
         """
         check_split(split, SPLITS[1:])
         available = self.num_batches(split)
@@ -102,11 +104,11 @@ class Task(ABC):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         was_training = model.training
         model.eval()
-        total, seen = 0.0, 0
+        total, seen, precision = 0.0, 0, Precision(dtype)
         with torch.inference_mode():
             for step in range(count):
                 batch = self.batch(split, step, 0).to(device)
-                value, predictions = self.tally(model(batch.inputs), batch)
+                value, predictions = self.tally(precision.logits(model, batch.inputs), batch)
                 total, seen = total + value, seen + predictions
         model.train(was_training)
         return total / seen

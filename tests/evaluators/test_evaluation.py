@@ -135,3 +135,57 @@ def test_unknown_jobs_are_refused(space, task, architecture, bad, word):
 def test_an_objective_that_returns_no_number_is_named(space, architecture):
     with pytest.raises(TypeError, match="at 'empty': got None"):
         Evaluator(space, None, [bp.Objective("empty", evaluate=lambda a: None)]).run(job(architecture))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_holds_for_every_kind_of_job(space, task, net, architecture, dtype):
+    inherited = Evaluator(space, task, ["loss"], net.state_numpy(), dtype=dtype)
+    found = {kind: inherited.run(job(architecture, kind))["objectives"]["loss"] for kind in ("score", "test")}
+    module = net.extract(architecture)
+    assert found == {"score": task.score(module, "validation", dtype=dtype), "test": task.score(module, "test", dtype=dtype)}
+    assert found["score"] != task.score(module) and found["score"] == pytest.approx(task.score(module), rel=0.02)
+    alone = Evaluator(space, task, ["loss"], dtype=dtype)
+    module = architecture.build(seed=3)
+    bp.train(module, task, 2, seed=3, dtype=dtype)
+    expected = task.score(module, "validation", dtype=dtype)
+    assert alone.run(job(architecture, "standalone", steps=2))["objectives"] == {"loss": expected}
+    assert alone.run(job(architecture, steps=2))["objectives"] == {"loss": expected}
+
+
+def test_float32_is_the_default_to_the_bit(space, task, net, architecture):
+    plain = Evaluator(space, task, ["loss"], net.state_numpy())
+    named = Evaluator(space, task, ["loss"], net.state_numpy(), device="cpu", dtype="float32")
+    assert plain.run(job(architecture)) == named.run(job(architecture))
+
+
+def test_an_objective_of_the_users_own_gets_the_module_as_it_is(space, task, net, architecture):
+    seen = []
+    own = bp.Objective("own", needs="model", evaluate=lambda a, module: seen.append(module) or float(
+        torch.is_autocast_enabled("cpu")))
+    evaluator = Evaluator(space, task, [own], net.state_numpy(), dtype="bfloat16")
+    assert evaluator.run(job(architecture))["objectives"] == {"own": 0}
+    assert {parameter.dtype for parameter in seen[0].parameters()} == {torch.float32}
+
+
+def test_a_worker_without_the_device_or_the_type_says_so_when_it_is_set_up(space, task, monkeypatch):
+    with pytest.raises(ValueError, match=r"'cuda:7' is not on this machine; it has: cpu"):
+        Evaluator(space, task, ["loss"], device="cuda:7").setup()
+    with pytest.raises(ValueError, match="'float32', 'bfloat16' or 'float16': got 'int8'"):
+        Evaluator(space, task, ["loss"], dtype="int8")
+    monkeypatch.setattr("bodyplan.evaluators.precision._computes", lambda device, dtype: False)
+    with pytest.raises(ValueError, match="cpu does not multiply in bfloat16; use 'float32' or 'float16'"):
+        Evaluator(space, task, ["loss"], dtype="bfloat16").setup()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_and_scores_like_the_cpu(space, task, net, architecture):
+    def loss(device, weights, kind, **more):
+        evaluator = Evaluator(space, task, ["loss"], weights, device=device)
+        return evaluator.run(job(architecture, kind, **more))["objectives"]["loss"]
+
+    weights = net.state_numpy()
+    for asked in ((weights, "score"), (weights, "test"), (None, "standalone")):
+        assert loss("cuda", *asked, steps=2) == pytest.approx(loss("cpu", *asked, steps=2), rel=1e-3)
+    mixed = Evaluator(space, task, ["loss"], net.state_numpy(), device="cuda", dtype="bfloat16").run(job(architecture))
+    assert mixed["objectives"]["loss"] == pytest.approx(task.score(net.extract(architecture)), rel=0.02)
