@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BodyplanError
 from .executors.base import check_count
 from .executors.cluster import checked_address, joined_ray, knock, own_paths, private_ray
+from .relay import Progress, Stopped, watched
 from .worker import THREAD_VARIABLES
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ SWITCHES = {"RAY_TRAIN_METRICS_ENABLED": "0"}          # besides those that ../e
 
 def train_supernet(net: nn.Module, task: Task, steps: int, workers: int = 2, *, address: str | None = None,
                    cpus: float = 1, gpus: bool = False, threads: int = 1, retries: int = 0,
-                   **options: Any) -> TrainingRecord:
+                   progress: Progress | None = None, **options: Any) -> TrainingRecord:
     """Train a supernet, or a plain module, on `workers` processes; the weights of `net` are then the trained ones.
 
     A step is the step of `evaluators.train` with its visits dealt over the workers (round-robin; cut into parts of
@@ -49,8 +52,10 @@ def train_supernet(net: nn.Module, task: Task, steps: int, workers: int = 2, *, 
         cpus: what a worker reserves of Ray's CPUs. gpus: whether it also gets a GPU and trains there.
         threads: torch threads of a worker.
         retries: how often all workers are started again when one is lost; with a `checkpoint` they go on from it.
+        progress: called in this process as `progress(done, steps, loss)`, a few times a second and after the last step;
+            what it raises ends the training, once its checkpoint is written.
         options: what `train` takes besides: `strategy`, `lr`, `seed`, `checkpoint`, `resume`, `accumulate`, and so
-            on. The checkpoint is written on the machine of the first worker, and `progress` is called there.
+            on. The checkpoint is written by the first worker; on a cluster its folder must be one that all machines share.
 
     Raises:
         ValueError: a bad argument, before Ray is started where it can be told.
@@ -67,10 +72,13 @@ def train_supernet(net: nn.Module, task: Task, steps: int, workers: int = 2, *, 
                          "another file")
     if path is not None:
         options = {**options, "checkpoint": os.path.abspath(path), "resume": True}
+        os.makedirs(os.path.dirname(options["checkpoint"]), exist_ok=True)
     given = {"net": net, "task": task, "steps": steps, "gpus": gpus, "threads": threads, "options": options}
     with _connection(address, math.ceil(workers * cpus)) as ray, _folder() as folder:
-        weights, record = _fit(ray, given, folder, workers=workers, cpus=cpus, gpus=gpus, threads=threads,
-                               retries=retries)
+        _check_room(ray, {"CPU": workers * cpus, "GPU": workers * gpus}, is_private=address is None)
+        weights, record = watched(ray, lambda teller: _fit(
+            ray, {**given, "progress": teller}, folder, workers=workers, cpus=cpus, gpus=gpus, threads=threads,
+            retries=retries), progress)
     net.load_state_dict(safetensors.torch.load(weights))
     return TrainingRecord(**record)
 
@@ -85,40 +93,61 @@ def run_worker(given: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
     from ..evaluators.training import train
 
     torch.set_num_threads(given["threads"])
-    net = given["net"]
+    net, group = given["net"], Group.current()
+    if group.rank == 0:
+        _check_folder(given["options"].get("checkpoint"))
     record = train(net, given["task"], given["steps"], device=str(get_device()) if given["gpus"] else None,
-                   group=Group.current(), **given["options"])
+                   group=group, progress=given["progress"], **given["options"])
     weights = {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
     return safetensors.torch.save(weights), vars(record)
 
 
 def _fit(ray: ModuleType, given: dict[str, Any], folder: str, *, workers: int, cpus: float, gpus: bool, threads: int,
          retries: int) -> Any:
-    """Run the workers to their end and take the first one's answer."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    """Run the workers to their end, again where one was lost, and take the first one's answer."""
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     variables = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": own_paths()}
-    trainer = TorchTrainer(
-        run_worker, train_loop_config=given,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus,
-                                     resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})}),
-        run_config=RunConfig(name="supernet", storage_path=folder, failure_config=FailureConfig(max_failures=retries),
-                             worker_runtime_env={"env_vars": variables}, **_quiet()))
-    try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as failed:
-        raise _translated(failed) from failed
+    for attempt in range(retries + 1):
+        trainer = TorchTrainer(
+            run_worker, train_loop_config=given,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus,
+                                         resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})}),
+            run_config=RunConfig(name=f"supernet-{attempt}", storage_path=folder,
+                                 worker_runtime_env={"env_vars": variables}, **_quiet()))
+        try:
+            return trainer.fit().return_value
+        except ray.train.TrainingFailedError as failed:
+            if (raised := _raised(failed)) is not None:
+                raise raised from failed
+            if attempt == retries:
+                raise BodyplanError(f"data-parallel training ended early: {failed}") from failed
+    raise AssertionError("the last attempt answers or raises")
 
 
-def _translated(failed: Any) -> Exception:
-    """What one worker raised, if it is an answer to the user; else that a worker was lost."""
-    for error in getattr(failed, "worker_failures", {}).values():
-        found = getattr(error, "cause", None) or error
-        if isinstance(found, (BodyplanError, ValueError)):
-            return found
-    return BodyplanError(f"data-parallel training ended early: {failed}")
+def _raised(failed: Any) -> Exception | None:
+    """What a worker raised, if it is an answer to the user and not a worker that was lost."""
+    found = (getattr(error, "cause", None) or error for error in getattr(failed, "worker_failures", {}).values())
+    return next((error for error in found if isinstance(error, (BodyplanError, ValueError, Stopped))), None)
+
+
+def _check_room(ray: ModuleType, needs: dict[str, float], is_private: bool) -> None:
+    """Raise where a private Ray will never hold all workers; warn where a cluster has to grow first."""
+    has = ray.cluster_resources()
+    short = [f"{need:g} {kind}, {has.get(kind, 0):g} there" for kind, need in needs.items() if need > has.get(kind, 0)]
+    if short and is_private:
+        raise BodyplanError(f"all workers of a training run at once: they need {'; '.join(short)}; take fewer workers, or "
+                            "address= of a cluster that has room")
+    if short:
+        warnings.warn(f"waiting for room on Ray: the workers need {'; '.join(short)}", RuntimeWarning, stacklevel=3)
+
+
+def _check_folder(checkpoint: str | None) -> None:
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise ValueError(f"a checkpoint lies where all machines of a cluster see it: {Path(checkpoint).parent} is not on "
+                         f"{platform.node()}, where the first worker runs; use a directory that the machines share")
 
 
 def _quiet() -> dict[str, Any]:

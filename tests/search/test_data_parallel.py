@@ -1,6 +1,7 @@
 """Ray Train starts the workers; what they train together is what one trains alone."""
 
 import os
+import signal
 import sys
 
 import cloudpickle
@@ -8,6 +9,7 @@ import pytest
 import torch
 import training_ranks
 from bodyplan.errors import BodyplanError
+from bodyplan.evaluators.checkpoint import read_checkpoint
 from bodyplan.evaluators.tasks.language import TextTask
 from bodyplan.evaluators.training import train
 from bodyplan.search.data_parallel import train_supernet
@@ -25,6 +27,22 @@ def make_net(seed=0):
     return training_ranks.bp.Supernet(training_ranks.make_space(), seed=seed)
 
 
+def _check_stopping(task, path):
+    """What progress raises comes out as it is, after the checkpoint was written; SIGINT is as before."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def enough(done, steps, loss):
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(make_net(), task, 10**6, workers=2, retries=3, checkpoint=path, progress=enough)
+    assert len(read_checkpoint(path)[1]["record"]["losses"]) >= 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(BodyplanError, match="they need 40 CPU, 2 there"):
+        train_supernet(make_net(), task, 1, workers=40)
+
+
 @pytest.mark.slow
 def test_two_workers_of_ray_train_give_the_parameters_of_one(task, tmp_path):
     for pickler in (ray.cloudpickle, cloudpickle):
@@ -33,14 +51,17 @@ def test_two_workers_of_ray_train_give_the_parameters_of_one(task, tmp_path):
     alone, together = make_net(), make_net()
     expected = train(alone, task, 1, **{**options, "checkpoint": None})
     before = dict(os.environ)
+    heard = []
     with private_ray(2):                                # one start for all calls
-        record = train_supernet(together, task, 1, workers=2, **options)
+        record = train_supernet(together, task, 1, workers=2, progress=lambda *news: heard.append(news), **options)
+        _check_stopping(task, tmp_path / "stopped")
         with pytest.raises(ValueError, match="with the settings it was started with.*steps 1, now 2"):
             train_supernet(make_net(), task, 2, workers=2, **options, resume=True)
     assert dict(os.environ, PYTHONBREAKPOINT="") == {**before, "PYTHONBREAKPOINT": ""}      # Ray sets that one
     assert not ray.is_initialized()
     for (name, ours), theirs in zip(alone.state_dict().items(), together.state_dict().values(), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    assert heard == [(1, 1, pytest.approx(record.losses[0]))]
     assert record.losses == pytest.approx(expected.losses, rel=1e-5) and record.tokens == expected.tokens
     assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), make_net().parameters(), strict=True))
     with pytest.raises(ValueError, match="nothing is overwritten"):
