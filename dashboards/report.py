@@ -211,7 +211,10 @@ def _supernet(told: Any, body: dict[str, Any] | None) -> str | None:
     if body is None:
         return None
     steps, seconds = body.get("steps"), body.get("seconds")
-    return f"{told.get('supernet_strategy') or 'trained'}, {steps} steps" + (f", {seconds:.0f} s" if seconds else "")
+    where = [f"{body[name]}{unit}" for name, unit in (("supernet_workers", " workers"), ("device", ""), ("dtype", ""))
+             if name in body]
+    return ", ".join([f"{told.get('supernet_strategy') or 'trained'}, {steps} steps",
+                      *([f"{seconds:.0f} s"] if seconds else []), *where])
 
 
 def _reference(results: Results, body: dict[str, Any] | None) -> str | None:

@@ -17,7 +17,7 @@ import torch
 from ..registry import unknown
 
 __all__ = ["available_devices", "check_device", "device_fingerprint", "keep_freed_memory",
-           "machine_share", "on_threads"]
+           "machine_share", "on_threads", "release"]
 
 
 def available_devices() -> list[str]:
@@ -99,6 +99,13 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.mallopt(trim_threshold, 1 << 30)
+
+
+def release(module: torch.nn.Module) -> None:
+    """Give back what a module and everything that is gone already took of a GPU; the module then lies on the CPU."""
+    module.cpu()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @functools.cache

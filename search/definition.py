@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BodyplanError
 from ..space.counting.counting import NotCountable
 from .front import Criterion
+from .placement import DEFAULTS, told
 from .strategies.base import describe
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _PACKAGES = ("bodyplan", "torch", "numpy", "optuna", "ray", "mlflow", "moocore")
 _SAME = {  # what may not change between a sweep and its resume, and what people call it
     "space_hash": "space", "objectives": "objectives", "task": "task", "strategy": "strategy", "seed": "seed",
     "supernet": "supernet", "supernet_steps": "supernet_steps", "supernet_strategy": "supernet_strategy",
+    "supernet_workers": "supernet_workers", "device": "device", "dtype": "dtype",
     "steps": "steps", "order": "order", "in_flight": "in_flight", "initial": "initial",
 }
 
@@ -45,7 +47,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "retrain": sweep.retrain, "fidelity_sample": sweep.fidelity_sample, "fidelity": sweep.fidelity,
         "executor": sweep.executor_name, "workers": sweep.workers, "order": sweep.order,
         "in_flight": sweep.in_flight, "initial": [genome.to_json() for genome in sweep.initial],
-        "source": sweep.source, "versions": _versions(), "platform": platform.platform(),
+        **told(sweep), "source": sweep.source, "versions": _versions(), "platform": platform.platform(),
     }
 
 
@@ -53,10 +55,11 @@ def check_same(journal: Journal, sweep: Sweep) -> None:
     """Raise BodyplanError when the journal is of another sweep; the budget and the executor may change."""
     before, now = journal.definition, definition(sweep)
     for key, word in _SAME.items():
-        if before.get(key) != now[key]:
+        then, given = (body.get(key, DEFAULTS.get(key)) for body in (before, now))
+        if then != given:
             raise BodyplanError(
                 f"a resume continues the sweep it finds: {journal.directory} was started with another {word} "
-                f"({_short(before.get(key))}, now {_short(now[key])}); give the {word} it was started with, or "
+                f"({_short(then)}, now {_short(given)}); give the {word} it was started with, or "
                 "choose another directory")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import psutil
 
 from .definition import space_size
 from .executors.base import Job, Outcome, attempt, available_cpus
+from .placement import supernet_threads
 from .progress import duration
 from .seeds import evaluation_seed
 
@@ -22,6 +22,7 @@ __all__ = ["Forecast", "forecast"]
 
 _SAMPLES = 10
 _TRAINING_STEPS = 2
+_RAY_SECONDS = 10.0         # to start a Ray and the workers that train a supernet together
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Forecast:
     """An estimate, made on this machine by timing two evaluations and, where weights are trained, two steps.
 
     `seconds` covers supernet training, search, twin and retraining, None where only `hours` bounds the search.
+    `seconds_per_step` is of one process that makes all visits of a step, `seconds` counts how they are dealt over
+    `supernet_workers`.
     `memory_gb` (10^9 bytes) is this process and one like it per worker. `failures` are the reasons of timed evaluations
     that failed.
     """
@@ -41,6 +44,7 @@ class Forecast:
     seconds: float | None
     memory_gb: float
     workers: int
+    supernet_workers: int = 1
     failures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +58,8 @@ class Forecast:
         lines = [f"space: {size}, {self.num_genes} decisions", "ten samples:", *(f"  {s}" for s in self.samples),
                  f"one evaluation: {duration(self.seconds_per_trial)}, {self.workers} at a time"]
         if self.seconds_per_step is not None:
-            lines.append(f"one training step of the supernet: {duration(self.seconds_per_step)}")
+            shared = f", its work dealt over {self.supernet_workers} workers" if self.supernet_workers > 1 else ""
+            lines.append(f"one training step of the supernet: {duration(self.seconds_per_step)}{shared}")
         lines += [f"an evaluation failed: {reason}" for reason in self.failures]
         total = "as long as `hours` says" if self.seconds is None else f"about {duration(self.seconds)}"
         return "\n".join([*lines, f"in all: {total}, {self.memory_gb:.1f} GB of memory; nothing was written"])
@@ -70,7 +75,8 @@ def forecast(sweep: Sweep) -> Forecast:
     workers = 1 if sweep.executor == "inline" else sweep.workers or available_cpus()
     reasons = tuple(outcome.failure.reason for outcome in outcomes if outcome.failure)
     return Forecast(space_size(space), len(space.genes), tuple(_line(sweep, genome) for genome in genomes), per_trial,
-                    per_step, _total(sweep, per_trial, per_step, workers), _memory_gb(workers, sweep), workers, reasons)
+                    per_step, _total(sweep, per_trial, per_step, workers), _memory_gb(workers, sweep), workers,
+                    sweep.supernet_workers, reasons)
 
 
 def _evaluate(sweep: Sweep, weights: Any) -> list[Outcome]:
@@ -86,15 +92,23 @@ def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
     """Weights barely trained, and the seconds of a step."""
     if not sweep.supernet:
         return None, None
-    from ..evaluators.training import train
+    from ..evaluators.training import step_seconds
     from ..space.elastic.supernet import Supernet
 
     assert sweep.task is not None
     net = Supernet(sweep.space, seed=sweep.seed)
-    train(net, sweep.task, 1, strategy=sweep.supernet_strategy, seed=sweep.seed)
-    started = time.perf_counter()
-    train(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed)
-    return net.state_numpy(), (time.perf_counter() - started) / _TRAINING_STEPS
+    seconds = step_seconds(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed,
+                           device=sweep.device, dtype=sweep.dtype, threads=supernet_threads(sweep))
+    return net.state_numpy(), seconds
+
+
+def _share(sweep: Sweep) -> float:
+    """The part of a step's work that falls to each of the workers that train the supernet."""
+    from ..evaluators.distributed import Group
+    from ..evaluators.strategies import resolve
+
+    visits = len(list(resolve(sweep.supernet_strategy).visits(sweep.space, 0, sweep.supernet_steps, sweep.seed)))
+    return sum(1 / share.parts for share in Group(0, sweep.supernet_workers).deal(visits)) / visits
 
 
 def _total(sweep: Sweep, per_trial: float, per_step: float | None, workers: int) -> float | None:
@@ -104,7 +118,8 @@ def _total(sweep: Sweep, per_trial: float, per_step: float | None, workers: int)
     if per_step is not None:
         # a sandwich step visits three subnets of about a third of the largest's cost; one alone costs about a third
         alone = (sweep.retrain + sweep.fidelity_sample) * sweep.steps * per_step / 3 / workers
-        seconds += sweep.supernet_steps * per_step + alone
+        seconds += sweep.supernet_steps * per_step * _share(sweep) + alone
+        seconds += _RAY_SECONDS * (sweep.supernet_workers > 1)
     if sweep.hours is not None:
         seconds = min(seconds, sweep.hours * 3600)
     return seconds
@@ -112,7 +127,7 @@ def _total(sweep: Sweep, per_trial: float, per_step: float | None, workers: int)
 
 def _memory_gb(workers: int, sweep: Sweep) -> float:
     resident: int = psutil.Process(os.getpid()).memory_info().rss
-    return resident * (1 if sweep.executor == "inline" else 1 + workers) / 1e9
+    return resident * (1 if sweep.executor == "inline" else 1 + max(workers, sweep.supernet_workers)) / 1e9
 
 
 def _line(sweep: Sweep, genome: Any) -> str:

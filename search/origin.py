@@ -35,10 +35,13 @@ class SweepOrigin:
     trains: bool
     task: Task | None = None
     steps: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, sweep: Sweep) -> SweepOrigin:
-        return cls(sweep.space, sweep.directory, sweep.supernet, sweep.trains, sweep.task, sweep.steps)
+        return cls(sweep.space, sweep.directory, sweep.supernet, sweep.trains, sweep.task, sweep.steps, sweep.device,
+                   sweep.dtype)
 
     def architecture(self, trial: Trial) -> Architecture:
         return self.space.architecture(trial.genome)
@@ -65,7 +68,7 @@ class SweepOrigin:
         if self.task is None:
             raise BodyplanError(f"the batch statistics of trial {trial.number} are measured on its task: get the front from "
                                 "the sweep's own file, with Sweep(...).front() or run(resume=True)")
-        return calibrate(module, self.task)
+        return calibrate(module, self.task, dtype=self.dtype)
 
     def _made_again(self, architecture: Architecture, trial: Trial) -> nn.Module:
         """The module a worker judged, from its seed; trained as it was trained then."""
@@ -79,8 +82,8 @@ class SweepOrigin:
             from ..evaluators.training import train
 
             with on_threads(1):
-                train(module, self.task, self.steps, seed=trial.seed or 0)
-        return module.eval()
+                train(module, self.task, self.steps, seed=trial.seed or 0, device=self.device, dtype=self.dtype)
+        return module.cpu().eval()
 
     @cached_property
     def _supernet(self) -> Supernet:

@@ -32,7 +32,8 @@ _SWEEP, _NUMBER = "bodyplan.sweep", "number"
 _ON_FRONT, _OFF_FRONT = "#D55E00", "#B3BAC5"  # the colours of the figures; MLflow draws a run in its `mlflow.runColor`
 _MOST_TAG, _MOST_PARAM, _MOST_PARAMS, _MOST_METRICS = 7_900, 5_900, 100, 1_000  # MLflow's limits, a little below
 _PARAMS = ("seed", "trials", "hours", "executor", "workers", "order", "in_flight", "space_size", "space_hash",
-           "num_genes", "supernet", "supernet_steps", "supernet_strategy", "steps", "twin")
+           "num_genes", "supernet", "supernet_steps", "supernet_strategy", "supernet_workers", "steps", "twin",
+           "device", "dtype")
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
           "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 

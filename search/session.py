@@ -179,6 +179,8 @@ def _executor(sweep: Sweep) -> Executor:
         return sweep.executor
     options: dict[str, Any] = {"workers": sweep.workers, "timeout": sweep.timeout, "memory_gb": sweep.memory_gb,
                                "address": sweep.address}
+    if sweep.executor == "ray" and sweep.device == "cuda":
+        options["gpus"] = 1
     if sweep.executor == "local":
         options["log_directory"] = sweep.directory / "logs"
     return make_executor(sweep.executor, **{name: value for name, value in options.items() if value is not None})

@@ -12,29 +12,35 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from random import Random as Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BodyplanError
-from .executors.base import available_cpus
 from .front import Front
 from .journal import encode
 from .loop import Budget, Loop
 from .origin import SUPERNET_FILE, WEIGHTS_FOLDER
 from .pareto import reference_point
+from .placement import supernet_threads, told
 from .progress import duration
 from .resume import Ledger, replay
 from .session import Session, Subject
 from .strategies.base import Strategy
 from .strategies.random import Random
 
+if TYPE_CHECKING:
+    from ..evaluators.training import TrainingRecord
+    from ..space.elastic.supernet import Supernet
+    from .sweep import Sweep
+
 __all__ = ["run_stages"]
 
+LOST_WORKERS = 2            # how often all workers of a supernet's training are started again when one is lost
 _RANDOM_PROBES = 3
 
 
 def run_stages(session: Session) -> Front:
     """Everything from the first weight to the last line of the summary."""
-    train_supernet(session)
+    make_supernet(session)
     fix_reference(session)
     search(session)
     run_twin(session)
@@ -43,12 +49,12 @@ def run_stages(session: Session) -> Front:
     return conclude(session)
 
 
-def train_supernet(session: Session) -> None:
+def make_supernet(session: Session) -> None:
     """Train the shared weights, or load them; checkpointed, so that an interruption costs a minute at most."""
     sweep, path = session.sweep, session.sweep.directory / SUPERNET_FILE
     if not sweep.supernet:
         return
-    from ..evaluators.training import train
+    from ..evaluators.devices import release
     from ..space.elastic.supernet import Supernet
 
     if session.journal.last("supernet") is not None:
@@ -63,16 +69,30 @@ def train_supernet(session: Session) -> None:
         session.stop.check()
 
     checkpoint = sweep.directory / "supernet.checkpoint.safetensors"
-    # Half the cores: on two, a second thread gained 13 % on an idle machine and lost several-fold beside any other load.
-    record = train(net, sweep.task, sweep.supernet_steps, strategy=sweep.supernet_strategy, seed=sweep.seed,
-                   checkpoint=checkpoint, resume=True, progress=progress, threads=max(1, available_cpus() // 2))
+    record = _train_shared(sweep, net, strategy=sweep.supernet_strategy, seed=sweep.seed, dtype=sweep.dtype,
+                           checkpoint=checkpoint, resume=True, progress=progress, threads=supernet_threads(sweep))
     session.reporter.end()
     net.save(path)
     session.journal.append("supernet", {
         "steps": record.steps, "seconds": record.seconds, "tokens": record.tokens, "skipped": record.skipped,
-        "strategy": sweep.supernet_label, "seed": sweep.seed, "file": path.name, **_thinned(record.losses)})
+        "strategy": sweep.supernet_label, "seed": sweep.seed, "file": path.name, **told(sweep),
+        **_thinned(record.losses)})
     checkpoint.unlink(missing_ok=True)
     session.weights = net.state_numpy()
+    release(net)                                            # the workers may need all the memory of this GPU
+
+
+def _train_shared(sweep: Sweep, net: Supernet, **options: Any) -> TrainingRecord:
+    """In this process, or on the workers of a Ray."""
+    assert sweep.task is not None
+    if sweep.supernet_workers == 1:
+        from ..evaluators.training import train
+
+        return train(net, sweep.task, sweep.supernet_steps, device=sweep.device, **options)
+    from .data_parallel import train_supernet
+
+    return train_supernet(net, sweep.task, sweep.supernet_steps, sweep.supernet_workers, address=sweep.ray_address,
+                          gpus=sweep.device == "cuda", retries=LOST_WORKERS, **options)
 
 
 def _thinned(losses: Sequence[float], points: int = 200) -> dict[str, list[float]]:
@@ -253,7 +273,7 @@ def _training(session: Session) -> dict[str, Any]:
     assert sweep.task is not None, "only sweeps with a task train"
     how = (f"inherited from a supernet ({sweep.supernet_label}, {sweep.supernet_steps} steps)" if sweep.supernet
            else f"trained alone for {sweep.steps} steps")
-    return {"weights": how, "data": sweep.task.describe(), "seed": sweep.seed, "torch": version("torch")}
+    return {"weights": how, "data": sweep.task.describe(), "seed": sweep.seed, **told(sweep), "torch": version("torch")}
 
 
 def _is_last(session: Session, kind: str, body: dict[str, Any]) -> bool:

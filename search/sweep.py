@@ -15,6 +15,7 @@ from .executors.base import Evaluator, Executor, available_cpus
 from .front import Front
 from .journal import FILE_NAME, Journal, check_free
 from .origin import WEIGHTS_FOLDER, SweepOrigin
+from .placement import check_placement
 from .strategies.base import Strategy, resolve
 
 if TYPE_CHECKING:
@@ -57,9 +58,16 @@ class Sweep:
         fidelity_sample: how many candidates, spread over size, are trained alone to measure the rank correlation of
             inherited with standalone scores (supernet sweeps); 0 leaves it out.
         supernet_steps, supernet_strategy: how the shared weights are trained; a name, or a strategy with settings.
+        supernet_workers: processes that train the shared weights together, each of them other subnets of the same
+            step; the result is that of one, to rounding. More than one need executor="ray", and with a cluster a
+            directory that its machines share.
         steps: training steps of a candidate trained alone.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
         address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
+        device: where supernet and candidates are trained and scored: "cpu", "cuda", "cuda:1"; for every worker that
+            of its own machine. On Ray each worker reserves a GPU ("cuda"); `RayExecutor(gpus=0.5)` lets two share one.
+            A latency is measured on the device it names.
+        dtype: what they compute in: "float32", or "bfloat16" or "float16" for mixed precision; weights stay in float32.
         reference: reference point of the hypervolume, a number per objective or some of them by name; what is not
             declared is fixed before the search as 1.1 times the worst of a few probes.
 
@@ -89,7 +97,8 @@ class Sweep:
                  fidelity_sample: int = 12, supernet_steps: int = 2000,
                  supernet_strategy: str | TrainingStrategy = "sandwich", steps: int = 500,
                  timeout: float | None = None, memory_gb: float | None = None, address: str | None = None,
-                 reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False):
+                 reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False,
+                 device: str = "cpu", dtype: str = "float32", supernet_workers: int = 1):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -103,6 +112,8 @@ class Sweep:
         checks.check_training(self.supernet, self.trains, task, self.twin)
         self._set_effort(supernet_steps, supernet_strategy, steps, retrain, fidelity_sample)
         self._set_executor(executor, workers, order, in_flight, timeout, memory_gb, address)
+        self.device, self.dtype, self.supernet_workers = device, dtype, supernet_workers
+        check_placement(self)
         self.initial = checks.resolve_initial(initial, space)
         self.declared_reference = checks.resolve_reference(reference, self.objectives)
         checks.check_tracking(tracking)
@@ -140,6 +151,11 @@ class Sweep:
         return type(self.executor).__name__.removesuffix("Executor").lower()
 
     @property
+    def ray_address(self) -> str | None:
+        """Of the cluster that the workers are on, None where they are on this machine."""
+        return self.address or getattr(self.executor, "address", None)
+
+    @property
     def needs_model(self) -> bool:
         """Whether some objective judges a module and not the architecture alone."""
         return any(objective.needs == "model" for objective in self.objectives)
@@ -160,7 +176,7 @@ class Sweep:
         """What judges this sweep's candidates in a worker; `weights` are the supernet's, as numpy arrays."""
         from ..evaluators.evaluation import Evaluator
 
-        return Evaluator(self.space, self.task, self.objectives, weights=weights)
+        return Evaluator(self.space, self.task, self.objectives, weights=weights, device=self.device, dtype=self.dtype)
 
     @property
     def weights_folder(self) -> Path | None:

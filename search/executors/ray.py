@@ -79,15 +79,15 @@ class RayExecutor(Executor):
     def __init__(self, workers: int | None = None, address: str | None = None, timeout: float | None = None,
                  cpus: float = 1, gpus: float = 0, threads: int = 1):
         self._wanted = None if workers is None else check_count("workers", workers)
-        self._address = None if address is None else checked_address(address)
+        self.address = None if address is None else checked_address(address)
         self._timeout = check_limit("timeout", timeout, "s")
         if cpus < 0 or gpus < 0 or (cpus + gpus == 0 and workers is None):
             raise ValueError(f"an actor reserves CPUs or GPUs, else workers= must say how many there are: got "
                              f"cpus={cpus!r} and gpus={gpus!r}")
         self._share = {"CPU": float(cpus), "GPU": float(gpus)}
         self._threads = check_count("threads", threads)
-        if self._address:
-            knock(self._address)
+        if self.address:
+            knock(self.address)
         self._count = self._wanted or available_cpus()
         self._actors: list[_Actor] = []
         self._waiting: deque[Job] = deque()
@@ -96,6 +96,11 @@ class RayExecutor(Executor):
         self._evaluator: Any = None
         self._cleanup = contextlib.ExitStack()
         self._setup_deaths = 0
+
+    @property
+    def gpus(self) -> float:
+        """What each actor reserves of Ray's GPUs."""
+        return self._share["GPU"]
 
     @property
     def capacity(self) -> int:
@@ -236,8 +241,8 @@ class RayExecutor(Executor):
         self._hire()
 
     def _connection(self) -> contextlib.AbstractContextManager[ModuleType]:
-        if self._address:
-            return joined_ray(self._address)
+        if self.address:
+            return joined_ray(self.address)
         return private_ray(math.ceil(self._wanted * self._share["CPU"]) if self._wanted else available_cpus())
 
     def _fitting_count(self) -> int:

@@ -45,6 +45,11 @@ X = bp.Objective("x", evaluate=lambda architecture: 1.0)
     ({"reference": [float("nan"), 1]}, ValueError, "reference is a number at objective 'loss'"),
     ({"initial": 3}, TypeError, "initial is a list of architectures"),
     ({"initial": [3]}, TypeError, r"architectures and genomes at initial\[0\]: got int"),
+    ({"device": "cuda"}, ValueError, "no objective of this sweep needs a model; leave it out"),
+    ({"dtype": "bfloat16"}, ValueError, "in a sweep without any; leave it out"),
+    ({"dtype": "int8"}, ValueError, "'float32', 'bfloat16' or 'float16': got 'int8'"),
+    ({"supernet_workers": 0}, ValueError, "supernet_workers must be a whole number of at least 1"),
+    ({"supernet_workers": 2}, ValueError, "in a sweep without; give supernet=True"),
     ({"task": "text"}, TypeError, "task is a Task or None: got 'text'"),
 ])
 def test_a_bad_argument_is_answered_by_the_constructor(change, error, text, sweep_in, tmp_path):
