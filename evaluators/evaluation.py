@@ -166,7 +166,7 @@ class Evaluator:
 
 def evaluate_model(task: Task, model: nn.Module, dtype: str | None = None) -> dict[str, float]:
     """The task's metric of `model` on both held-out splits: {"validation": ..., "test": ...}."""
-    mixed = {} if dtype is None else {"dtype": dtype}
+    mixed: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     return {split: task.score(model, split, **mixed) for split in ("validation", "test")}
 
 

@@ -3,6 +3,7 @@
     base.py       Job, Outcome, Failure; the Evaluator and Executor protocols; the trial boundary; the registry
     ask_order.py  another executor's outcomes in the order of submission
     inline.py     this process, no isolation: for objectives that are cheap functions
+    pool.py       what the next two do alike: jobs that wait, outcomes in turn, time limits
     local.py      child processes with limits: for whatever trains or may crash (the child is ../worker.py)
     child.py      the parent's side of one such child: pipes, crash file, process group
     ray.py        a pool of Ray actors: a private Ray on this machine, or a cluster by its address

@@ -7,15 +7,15 @@ import pickle
 import selectors
 import signal
 import time
-from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
 import cloudpickle
 
 from ...errors import BodyplanError
-from .base import Evaluator, Executor, Failure, Job, Outcome, available_cpus, check_count, check_limit
+from .base import Evaluator, Failure, Outcome, available_cpus, check_count, check_limit
 from .child import Child, anonymous_file
+from .pool import Pool
 
 __all__ = ["LocalExecutor"]
 
@@ -25,12 +25,11 @@ _FAREWELL_SECONDS = 2.0     # how long idle children may take to leave before th
 _SETUP_DEATHS = 3           # how many children in a row may be killed while setting up
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(Pool[Child]):
     """A pool of child processes, the default when something trains.
 
     A candidate that raises, calls `sys.exit`, hangs, outgrows its memory, or kills its process becomes a
-    failed trial; the worker is replaced and the others go on. Jobs wait here, not in the workers, so a lost
-    worker costs the one job it was running. The children live in sessions of their own: Ctrl-C does not
+    failed trial; the worker is replaced and the others go on. The children live in sessions of their own: Ctrl-C does not
     reach them; `close` and the death of this process, however sudden, end them and the processes they
     started.
 
@@ -47,14 +46,11 @@ class LocalExecutor(Executor):
     def __init__(self, workers: int | None = None, timeout: float | None = None,
                  memory_gb: float | None = None, threads: int = 1,
                  log_directory: str | os.PathLike[str] | None = None):
+        super().__init__(timeout)
         self._count = available_cpus() if workers is None else check_count("workers", workers)
-        self._timeout = check_limit("timeout", timeout, "s")
         self._memory_gb = check_limit("memory_gb", memory_gb, "GB")
         self._threads = check_count("threads", threads)
         self._logs = None if log_directory is None else Path(log_directory)
-        self._children: list[Child] = []
-        self._waiting: deque[Job] = deque()
-        self._done: deque[Outcome] = deque()
         self._evaluator: BinaryIO | None = None
         self._selector = selectors.DefaultSelector()
         self._setup_deaths = 0
@@ -72,37 +68,23 @@ class LocalExecutor(Executor):
         try:
             for index in range(self._count):
                 self._hire(f"local-{index}")
-            while not any(child.ready for child in self._children):
+            while not any(child.ready for child in self._workers):
                 self._turn(None)
         except BaseException:
             self.close()
             raise
 
-    def submit(self, job: Job) -> None:
-        self._waiting.append(job)
-        self._dispatch()
-
-    def next(self, timeout: float | None = None) -> Outcome:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._done:
-            if not self._waiting and not any(child.job for child in self._children):
-                raise BodyplanError("no job is in flight: submit one before calling next()")
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"no outcome within {timeout:g} s")
-            self._turn(deadline)
-        return self._done.popleft()
-
     def close(self) -> None:
-        idle = [child for child in self._children if child.is_idle]
+        idle = [child for child in self._workers if child.is_idle]
         limit = time.monotonic() + _FAREWELL_SECONDS
         for child in idle:
             child.dismiss()
         for child in idle:
             child.wait(max(0.0, limit - time.monotonic()))
-        for child in self._children:
+        for child in self._workers:
             self._selector.unregister(child.outcomes)
             child.bury()
-        self._children.clear()
+        self._workers.clear()
         self._waiting.clear()
         self._selector.close()
         if self._evaluator:
@@ -111,21 +93,20 @@ class LocalExecutor(Executor):
     def _hire(self, name: str) -> None:
         assert self._evaluator is not None
         child = Child(name, self._evaluator, self._threads, self._logs)
-        self._children.append(child)
+        self._workers.append(child)
         self._selector.register(child.outcomes, selectors.EVENT_READ, child)
 
     def _dispatch(self) -> None:
-        for child in self._children:
+        for child in self._workers:
             if not self._waiting:
                 return
             if child.is_idle and child.take(self._waiting[0]):
                 self._waiting.popleft()
 
     def _turn(self, deadline: float | None) -> None:
-        """Sleep until a child speaks, a limit is reached or `deadline`; then deal with all of it."""
         for key, _ in self._selector.select(self._patience(deadline)):
             self._listen(key.data)
-        for child in list(self._children):
+        for child in list(self._workers):
             if child.deaf or not child.is_alive:
                 self._replace(child)
         self._enforce_limits()
@@ -133,13 +114,8 @@ class LocalExecutor(Executor):
 
     def _patience(self, deadline: float | None) -> float:
         now = time.monotonic()
-        moments = [now + _LIVENESS_SECONDS]
-        starts = [child.started for child in self._children if child.job]
-        if deadline is not None:
-            moments.append(deadline)
-        if self._timeout is not None:
-            moments += [started + self._timeout for started in starts]
-        if self._memory_gb is not None and starts:
+        moments = [now + _LIVENESS_SECONDS, *self._moments(deadline)]
+        if self._memory_gb is not None and any(child.job for child in self._workers):
             moments.append(self._next_memory_look)
         return max(0.0, min(moments) - now)
 
@@ -155,14 +131,13 @@ class LocalExecutor(Executor):
                 self._done.append(Outcome.from_json(message["outcome"]))
 
     def _enforce_limits(self) -> None:
-        now = time.monotonic()
-        looks_at_memory = self._memory_gb is not None and now >= self._next_memory_look
-        if looks_at_memory:
-            self._next_memory_look = now + _MEMORY_SECONDS
-        for child in [child for child in self._children if child.job]:
-            if self._timeout is not None and now - child.started >= self._timeout:
-                self._stop(child, f"timeout after {self._timeout:g} s")
-            elif looks_at_memory and (used := child.memory_gb) > (self._memory_gb or 0):
+        for child, reason in self._overdue():
+            self._stop(child, reason)
+        if self._memory_gb is None or time.monotonic() < self._next_memory_look:
+            return
+        self._next_memory_look = time.monotonic() + _MEMORY_SECONDS
+        for child in [child for child in self._workers if child.job]:
+            if (used := child.memory_gb) > self._memory_gb:
                 self._stop(child, f"memory limit: {used:.2f} GB used, {self._memory_gb:g} GB allowed")
 
     def _stop(self, child: Child, reason: str) -> None:
@@ -173,7 +148,7 @@ class LocalExecutor(Executor):
         """Bury a child, answer for the job it was running, and put a new one in its place."""
         self._listen(child)                                 # it may have finished just before
         self._selector.unregister(child.outcomes)
-        self._children.remove(child)
+        self._workers.remove(child)
         words = child.last_words()
         status = child.bury()
         if child.job and not (child.begun or reason):

@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 import warnings
-from collections import deque
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,8 +18,9 @@ import cloudpickle
 
 from ...errors import BodyplanError
 from ..worker import THREAD_VARIABLES, pin_threads
-from .base import Evaluator, Executor, Failure, Job, Outcome, attempt, available_cpus, check_count, check_limit
+from .base import Evaluator, Failure, Job, Outcome, attempt, available_cpus, check_count
 from .cluster import checked_address, joined_ray, knock, own_paths, private_ray
+from .pool import Pool
 
 __all__ = ["RayExecutor", "Runner"]
 
@@ -52,7 +52,7 @@ class _Actor:
     started: float = 0.0
 
 
-class RayExecutor(Executor):
+class RayExecutor(Pool[_Actor]):
     """A pool of actors, each holding the evaluator, which lies once in the object store of every node.
 
     Each actor has one job at a time (handing over the next costs about a millisecond), so a lost actor
@@ -78,9 +78,9 @@ class RayExecutor(Executor):
 
     def __init__(self, workers: int | None = None, address: str | None = None, timeout: float | None = None,
                  cpus: float = 1, gpus: float = 0, threads: int = 1):
+        super().__init__(timeout)
         self._wanted = None if workers is None else check_count("workers", workers)
         self.address = None if address is None else checked_address(address)
-        self._timeout = check_limit("timeout", timeout, "s")
         if cpus < 0 or gpus < 0 or (cpus + gpus == 0 and workers is None):
             raise ValueError(f"an actor reserves CPUs or GPUs, else workers= must say how many there are: got "
                              f"cpus={cpus!r} and gpus={gpus!r}")
@@ -89,9 +89,6 @@ class RayExecutor(Executor):
         if self.address:
             knock(self.address)
         self._count = self._wanted or available_cpus()
-        self._actors: list[_Actor] = []
-        self._waiting: deque[Job] = deque()
-        self._done: deque[Outcome] = deque()
         self._ray: ModuleType | None = None
         self._evaluator: Any = None
         self._cleanup = contextlib.ExitStack()
@@ -122,25 +119,11 @@ class RayExecutor(Executor):
             self.close()
             raise
 
-    def submit(self, job: Job) -> None:
-        self._waiting.append(job)
-        self._dispatch()
-
-    def next(self, timeout: float | None = None) -> Outcome:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._done:
-            if not self._waiting and not any(actor.job for actor in self._actors):
-                raise BodyplanError("no job is in flight: submit one before calling next()")
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"no outcome within {timeout:g} s")
-            self._turn(deadline)
-        return self._done.popleft()
-
     def close(self) -> None:
         if self._ray is not None and self._ray.is_initialized():
-            for actor in self._actors:
+            for actor in self._workers:
                 self._ray.kill(actor.handle)
-        self._actors.clear()
+        self._workers.clear()
         self._waiting.clear()
         self._evaluator = None
         self._cleanup.close()
@@ -148,7 +131,7 @@ class RayExecutor(Executor):
     def _wait_for_one(self) -> None:
         """Return when an actor is ready; say so when a busy cluster has no room for any."""
         patience = time.monotonic() + _ROOM_SECONDS
-        while not any(actor.ready for actor in self._actors):
+        while not any(actor.ready for actor in self._workers):
             if time.monotonic() >= patience:
                 patience = math.inf
                 if short := self._shortage():
@@ -169,10 +152,10 @@ class RayExecutor(Executor):
             num_cpus=self._share["CPU"], num_gpus=self._share["GPU"], max_restarts=0, max_task_retries=0,
             runtime_env={"env_vars": variables})
         handle = remote.remote()
-        self._actors.append(_Actor(handle, handle.setup.remote(self._evaluator, self._threads)))
+        self._workers.append(_Actor(handle, handle.setup.remote(self._evaluator, self._threads)))
 
     def _dispatch(self) -> None:
-        for actor in self._actors:
+        for actor in self._workers:
             if not self._waiting:
                 return
             if actor.call is None:
@@ -180,19 +163,17 @@ class RayExecutor(Executor):
                 actor.call = actor.handle.run.remote(actor.job.to_json())
 
     def _turn(self, deadline: float | None) -> None:
-        """Sleep until an actor answers, a job's time is up or `deadline`; then deal with all of it."""
         assert self._ray is not None
-        busy = {actor.call: actor for actor in self._actors if actor.call is not None}
+        busy = {actor.call: actor for actor in self._workers if actor.call is not None}
         answered, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._patience(deadline))
         for call in answered:
             self._collect(busy[call])
-        self._stop_overdue()
+        for actor, reason in self._overdue():
+            self._bury(actor, reason)
         self._dispatch()
 
     def _patience(self, deadline: float | None) -> float | None:
-        moments = [] if deadline is None else [deadline]
-        if self._timeout is not None:
-            moments += [actor.started + self._timeout for actor in self._actors if actor.job]
+        moments = self._moments(deadline)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _collect(self, actor: _Actor) -> None:
@@ -221,17 +202,11 @@ class RayExecutor(Executor):
         self._done.append(Outcome(actor.job.id, None, failure, seconds, "ray"))
         actor.job = actor.call = None
 
-    def _stop_overdue(self) -> None:
-        now = time.monotonic()
-        for actor in [actor for actor in self._actors if actor.job]:
-            if self._timeout is not None and now - actor.started >= self._timeout:
-                self._bury(actor, f"timeout after {self._timeout:g} s")
-
     def _bury(self, actor: _Actor, reason: str, report: str = "") -> None:
         """Kill an actor, fail its job, and put a new one in its place."""
         assert self._ray is not None
         self._ray.kill(actor.handle)
-        self._actors.remove(actor)
+        self._workers.remove(actor)
         if actor.job:
             self._answer(actor, Failure(reason, report))
         elif not actor.ready:
