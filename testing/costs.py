@@ -41,27 +41,25 @@ def check_costs(config: Operator, width: int, length: int = 100) -> None:
     the other, whichever is less, since masked pairs are executed and not declared; where tokens look both ways through a
     window, at least 60 % of it while the window holds all. A spatial operator is counted on a grid as well.
     """
-    device = _counting_device(config, width)
     window = None if config.spatial else getattr(config, "window", None)
     for size in (length, (11, 9) if config.spatial else None, window):
         if size is not None:
-            _check_pass(config, width, size, device)
+            _check_pass(config, width, size)
     if not streams(config, width):
         return
-    module = _made(config, width, device)
-    inputs = example_inputs(config, width, batch=1, length=length, device=device)
-    with torch.device(device):
-        _, state = run_step(module, inputs, inputs[0], module.init_state(1))
-        executed = count_macs(lambda x_B1D: run_step(module, inputs, x_B1D, state), inputs[0][:, :1])
+    module: Any = built(config, width)
+    inputs = example_inputs(config, width, batch=1, length=length)
+    _, state = run_step(module, inputs, inputs[0], module.init_state(1))
+    executed = count_macs(lambda x_B1D: run_step(module, inputs, x_B1D, state), inputs[0][:, :1])
     declared, elementwise = config.decode_macs(width, length), 4 * config.state_numel(width, length)
     hold(0.98 * executed <= declared <= 1.02 * executed + elementwise,
          f"decode_macs() agrees with torch's counter: {config} at width {width} declares {declared:.0f} after "
          f"{length} tokens and torch counts {executed:.0f}")
 
 
-def _check_pass(config: Operator, width: int, length: Length, device: str) -> None:
-    module = _made(config, width, device)
-    inputs = example_inputs(config, width, batch=1, length=length, device=device)
+def _check_pass(config: Operator, width: int, length: Length) -> None:
+    module = built(config, width)
+    inputs = example_inputs(config, width, batch=1, length=length)
     executed = count_macs(lambda x_BTD: run(module, inputs, x_BTD), inputs[0])
     declared, tokens = config.macs(width, length), tokens_of(length)      # type: ignore[arg-type]
     elementwise, least = 4 * config.state_numel(width, tokens) * tokens, executed
@@ -74,32 +72,22 @@ def _check_pass(config: Operator, width: int, length: Length, device: str) -> No
          f"torch counts {executed:.0f}, and at least 60 % of {least:.0f} are expected")
 
 
-def _made(config: Operator, width: int, device: str) -> Any:
-    if device == "cpu":
-        return built(config, width)
-    with torch.device(device):
-        return config.build(width)
-
-
-def _counting_device(config: Operator, width: int) -> str:
-    """Without values, where fused kernels count as their products; with values for a module that decides by them."""
-    module = _made(config, width, "meta")
-    try:
-        run(module, example_inputs(config, width, device="meta"))
-    except (NotImplementedError, RuntimeError):
-        return "cpu"
-    return "meta"
-
-
 def count_macs(call: Callable[[Tensor], Any], x_BTD: Tensor) -> float:
     """Multiply-adds that torch's counter sees, plus triangular solves, and transforms at 2.5 n log2 n operations per
-    real transform of n numbers. On the meta device fused attention counts as the products it stands for."""
+    real transform of n numbers. Fused attention counts as the products it stands for."""
     aten = torch.ops.aten
     also = {aten._fft_r2c: lambda x, dim, *_, **__: _transform(x, dim), aten._fft_c2r: _inverse_transform,
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention,
             aten.linalg_solve_triangular: lambda a, b, *_, **__: math.prod(b) * a[-1]}
     with FlopCounterMode(display=False, custom_mapping=also) as counter:
         call(x_BTD)
     return float(counter.get_total_flops() / 2)
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores, and the values they weigh."""
+    batch, heads, length, head_dim = query
+    return 2 * batch * heads * length * key[-2] * (head_dim + value[-1])
 
 
 def _transform(shape: Sequence[int], dim: Sequence[int]) -> float:

@@ -26,9 +26,7 @@ def hold(promise: bool, text: str) -> None:
 def built(config: Operator, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The operator's module, filled as its declarations say. Parameters that start at zero get small random values,
     so that a test sees them."""
-    with torch.device("meta"):
-        module = config.build(width)
-    module = module.to_empty(device="cpu").to(dtype)
+    module = config.build(width).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     declared = config.axes(width)
     for name, parameter in module.named_parameters():
@@ -64,11 +62,10 @@ def example_inputs(config: Operator, width: int, batch: int = 2, length: Length 
 
 def _shared(config: Operator, width: int) -> tuple[str, ...] | None:
     """What a module reads of the dictionary that layers hand on: the memory of an encoder, or what it writes itself."""
-    with torch.device("meta"):
-        module = config.build(width)
-    if not getattr(module, "shares", False):
+    kind = type(config.build(width))
+    if not getattr(kind, "shares", False):
         return None
-    is_needed = inspect.signature(module.forward).parameters["shared"].default is inspect.Parameter.empty
+    is_needed = inspect.signature(kind.forward).parameters["shared"].default is inspect.Parameter.empty
     return ("memory",) if is_needed else ()
 
 
@@ -92,5 +89,4 @@ def streams(config: Operator, width: int) -> bool:
     """Whether the module decodes with a state of its own; an operator on single tokens needs none."""
     if not config.streaming or config.kind not in ("mixer", "channel"):
         return False
-    with torch.device("meta"):
-        return hasattr(config.build(width), "step")
+    return hasattr(config.build(width), "step")
