@@ -53,6 +53,13 @@ class Operator:
     spatial: the module takes a grid [B, H, W, D] as it is; others get it flattened to [B, T, D]. The `length` of a spatial
     operator's cost formulas is (height, width) on a grid, else a number of tokens.
     keeps_zero: an input of zeros gives zeros, whatever the weights, so that a zero branch can be rewritten away.
+    cross: it reads a second sequence, the memory. chooses: it picks tokens, regions or experts, so that a rounding error
+    may turn a choice.
+
+    What users choose by, each found from the above and the formulas where it is None (see `reach`): patterns, those of
+    "causal self", "noncausal self", "causal cross" and "noncausal cross" it supports over its options (CAB, Zhang et al.,
+    2023); complexity, how its cost grows with the tokens T ("T", "T w", "T log T", "T^2"); state_growth, what its decode
+    state is as T grows ("constant", "window", "T").
 
     Axes of one name may be permuted together without changing the function, which is how the entries that matter most
     come first. What is not so is said here: fixed, axes whose entries have a meaning of their own (a rotary frequency, a
@@ -66,6 +73,11 @@ class Operator:
     streaming: ClassVar[bool] = True
     spatial: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = False
+    cross: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
+    patterns: ClassVar[tuple[str, ...] | None] = None
+    complexity: ClassVar[str | None] = None
+    state_growth: ClassVar[str | None] = None
     fixed: ClassVar[Mapping[str, str]] = {}
     couples: ClassVar[frozenset[str]] = frozenset()
     batched: ClassVar[frozenset[str]] = frozenset()

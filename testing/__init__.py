@@ -6,13 +6,19 @@ for operators of this package and for anybody's: a new operator's whole test fil
     def test_my_mixer():
         check_operator(MyMixer(heads=4), width=64, smaller=[(MyMixer(heads=2), 32)], reference=my_loop_in_float64)
 
-Everything runs on the CPU in a second or two. Modules are filled as their declarations say, from fixed seeds.
+Everything runs on the CPU in a second or two. Modules are filled as their declarations say, from fixed seeds. Two take
+longer and are called on their own: `check_long(MyMixer(), width=16)` and `check_trains(MyMixer(), task, beats=0.5)`.
 
     modules     an operator's module with values, and inputs for it
     behaviour   declaration, causality, decoding, the paper's formula
+    pieces      batches of different lengths, prefills in pieces
+    reach       attention patterns, growth with the number of tokens
+    precision   fp16 and bf16 beside fp32
     costs       multiply-adds and state against what torch counts
     sharing     weights taken from a larger operator: forward, gradient, training step
     order       axes that may be permuted
+    long        16,384 tokens: finite, and linear in memory where linear in time
+    training    a small model of an operator learns a task
 """
 
 from __future__ import annotations
@@ -30,13 +36,18 @@ from .behaviour import (
     check_zero,
 )
 from .costs import check_costs, check_state, count_macs
+from .long import check_long, is_linear
 from .modules import built, example_inputs, streams
 from .order import check_order
+from .pieces import check_batch, check_prefill
+from .precision import check_precision
+from .reach import check_complexity, check_patterns, pattern_of
 from .sharing import check_elasticity, check_training
 
-__all__ = ["Reference", "built", "check_causality", "check_costs", "check_declaration", "check_elasticity",
-           "check_operator", "check_order", "check_pointwise", "check_reference", "check_state", "check_streaming",
-           "check_training", "check_zero", "count_macs", "example_inputs"]
+__all__ = ["Reference", "built", "check_batch", "check_causality", "check_complexity", "check_costs", "check_declaration",
+           "check_elasticity", "check_long", "check_operator", "check_order", "check_patterns", "check_pointwise",
+           "check_precision", "check_prefill", "check_reference", "check_state", "check_streaming", "check_training",
+           "check_zero", "count_macs", "example_inputs", "is_linear", "pattern_of"]
 
 
 def check_operator(config: Operator, width: int, *, smaller: Sequence[tuple[Operator, int]] = (),
@@ -54,10 +65,15 @@ def check_operator(config: Operator, width: int, *, smaller: Sequence[tuple[Oper
         check_declaration(each, size)
         if each.kind in ("mixer", "channel", "norm"):
             check_causality(each, size)
+            check_patterns(each, size)
+            check_complexity(each, size)
             check_costs(each, size)
             check_zero(each, size)
+            check_batch(each, size)
+            check_precision(each, size)
         if streams(each, size):
             check_streaming(each, size)
+            check_prefill(each, size)
             check_state(each, size)
         elif each.streaming and each.kind in ("mixer", "channel"):
             check_pointwise(each, size)

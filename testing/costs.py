@@ -19,8 +19,9 @@ __all__ = ["check_costs", "check_state", "count_macs"]
 
 @torch.no_grad()
 def check_state(config: Operator, width: int) -> None:
-    """`state_numel` is what one sequence's state holds after a number of tokens."""
+    """`state_numel` is what one sequence's state holds after a number of tokens; a state declared constant has one size."""
     module: Any = built(config, width)
+    sizes = set()
     for length in (0, *LENGTHS):
         state = module.init_state(1)
         if length:
@@ -28,8 +29,11 @@ def check_state(config: Operator, width: int) -> None:
             _, state = run_step(module, inputs, inputs[0], state)
         held = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
         declared = config.state_numel(width, length)
+        sizes.add(held)
         hold(held == declared, f"state_numel is the true size of the state: {config} at width {width} declares "
                                f"{declared} after {length} tokens and holds {held}")
+    hold(config.state_growth != "constant" or len(sizes) == 1,
+         f"a constant state has one size: that of {config} at width {width} holds {sorted(sizes)} numbers as tokens come")
 
 
 @torch.no_grad()

@@ -71,6 +71,8 @@ class CrossAttention(Operator):
     kv_heads: Any = None
     head_dim: Any = None
     reads_shared: ClassVar[bool] = True
+    cross: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ("noncausal cross",)
     source: ClassVar[Source] = Source("Attention Is All You Need", 2017)
 
     def sizes(self, width: int) -> tuple[int, int, int]:

@@ -72,6 +72,7 @@ class MoE(Operator):
     ratio: Any = 2
     kind: ClassVar[str] = "channel"
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     causal_to_the_bit: ClassVar[bool] = False      # an expert's rows are multiplied together, later ones included
     batched: ClassVar[frozenset[str]] = frozenset({"experts"})
     source: ClassVar[Source] = Source("Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",

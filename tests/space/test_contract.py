@@ -13,17 +13,26 @@ import pytest
 import torch
 from bodyplan.space.axes import Param, axis, param
 from bodyplan.space.operator import Operator, Source, operators
+from bodyplan.space.reach import patterns_of
 from bodyplan.testing import (
+    check_batch,
     check_causality,
+    check_complexity,
     check_costs,
     check_declaration,
     check_elasticity,
+    check_long,
     check_operator,
     check_order,
+    check_patterns,
     check_pointwise,
+    check_precision,
+    check_prefill,
     check_state,
     check_training,
     check_zero,
+    is_linear,
+    pattern_of,
 )
 from operator_examples import EXAMPLES, REFERENCES, UNVARIED, UNVARIED_OPTIONS
 
@@ -77,6 +86,24 @@ def test_every_operator_names_its_source(name):
     assert source.paper and 1950 < source.year < 2100
 
 
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_examples_show_every_attention_pattern_of_an_operator(name):
+    seen = {pattern_of(config, width) for config, width in EXAMPLES[name] if config.kind == "mixer"} - {None}
+    assert not seen or seen == set(patterns_of(operators.get(name))), (
+        f"the examples of {name} in tests/operator_examples/ are seen to be {sorted(seen)}, and it declares "
+        f"{patterns_of(operators.get(name))}; add an example, or correct `patterns`")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_operator_of_linear_time_keeps_linear_memory_at_16384_tokens(name):
+    linear = [(config, width) for config, width in EXAMPLES[name] if is_linear(config, width)]
+    if not linear:
+        pytest.skip(f"{name} mixes no tokens, or takes more than linear time in every example")
+    for config, width in linear[-2:]:
+        check_long(config, width)
+
+
 # The contract itself must be able to fail: each of these operators breaks one promise.
 
 class Mixing(torch.nn.Module):
@@ -121,6 +148,75 @@ class Remembering(Mixing):
     def forward(self, x_BTD):
         self.calls += 1
         return self.proj(x_BTD) * (1 if self.proj.weight.is_leaf else 1.01)
+
+
+class Batched(Mixing):
+    """Takes off the mean over the batch."""
+
+    def forward(self, x_BTD):
+        return self.proj(x_BTD - x_BTD.mean(0, keepdim=True))
+
+
+class Cancelling(Mixing):
+    """Adds a large number and takes it off again."""
+
+    def forward(self, x_BTD):
+        return self.proj((x_BTD + 1000) - 1000)
+
+
+class Overflowing(Mixing):
+    """Squares large numbers, which half precision cannot hold."""
+
+    def forward(self, x_BTD):
+        return self.proj((300 * x_BTD) ** 2 / 9e4)
+
+
+class Widening(Mixing):
+    """Gives fp32 whatever it is given."""
+
+    def forward(self, x_BTD):
+        return self.proj(x_BTD).float()
+
+
+class Quadratic(Mixing):
+    """Keeps all pairs of tokens."""
+
+    def forward(self, x_BTD):
+        return self.proj(x_BTD) + (x_BTD[..., :1] * x_BTD[..., :1].mT).mean(-1, keepdim=True)
+
+
+class Exploding(Mixing):
+    """Grows with the number of tokens so far."""
+
+    def forward(self, x_BTD):
+        return self.proj(x_BTD) * torch.exp(torch.ones_like(x_BTD).cumsum(1) / 100)
+
+
+class Absent(torch.nn.Module):
+    """A running sum that starts anew with every call."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj = torch.nn.Linear(width, width, bias=False)
+
+    def init_state(self, batch, dtype=torch.float32, device=None):
+        return {"total": torch.zeros(batch, self.proj.in_features, dtype=dtype, device=device)}
+
+    def forward(self, x_BTD):
+        return self.step(x_BTD, None)[0]
+
+    def step(self, x_BTD, state):
+        y_BTD = self.proj(x_BTD).cumsum(1)
+        return y_BTD, {"total": y_BTD[:, -1]}
+
+
+class Stale(Absent):
+    """A running sum whose state is behind: right outputs after one call, wrong ones from then on."""
+
+    def step(self, x_BTD, state):
+        before = 0 if state is None else state["total"][:, None]
+        y_BTD = self.proj(x_BTD).cumsum(1) + before
+        return y_BTD, {"total": y_BTD[:, -1] if state is None else state["total"]}
 
 
 class _Broken(Operator):
@@ -178,7 +274,30 @@ class _Measured(_Broken):
         return {"proj.weight": replace(super().axes(width)["proj.weight"], statistic=True)}
 
 
+def broken(module: type, **says):
+    """An operator of a module class, with class attributes."""
+    return type(f"_{module.__name__}", (_Broken,), {"module": module, **says})()
+
+
 @pytest.mark.parametrize(("check", "config", "text"), [
+    (check_patterns, broken(Mixing, causal=False, patterns=("causal self",)), "patterns names what an operator does"),
+    (check_patterns, broken(Running, causal=False, patterns=("causal self",)), "looks at no later token is causal"),
+    (check_patterns, broken(Mixing, kind="channel", patterns=("causal self",)), "only mixers have attention patterns"),
+    (check_complexity, broken(Mixing, complexity="T^2"), "complexity is the growth of macs.*'T.2'.*'T'"),
+    (check_complexity, broken(Mixing, complexity="T", macs=lambda self, width, length: 3 * width * length ** 2.0),
+     "complexity is the growth of macs.*'T'.*'T.2'"),
+    (check_complexity, broken(Mixing, state_growth="constant", state_numel=lambda self, width, length: length),
+     "state_growth is the growth of state_numel"),
+    (check_state, type("_Hoarding", (bp.Attention,), {"state_growth": "constant"})(heads=2), "a constant state has one size"),
+    (check_batch, broken(Batched), "a sequence in a batch gives what it gives alone.*differs by"),
+    (check_batch, broken(Mixing, causal=True), "a sequence in a batch gives what it gives alone: .* for 9 tokens"),
+    (check_precision, broken(Cancelling), "outputs in torch.float16 are those in fp32.*accumulate in fp32"),
+    (check_precision, broken(Overflowing), "outputs in torch.float16 are finite"),
+    (check_precision, broken(Widening), "outputs have the type of the weights"),
+    (check_long, broken(Quadratic), "an operator of linear time takes linear memory"),
+    (check_long, broken(Exploding), "outputs for 16384 tokens are finite"),
+    (check_prefill, broken(Absent), "outputs of two prefills are those of one"),
+    (check_prefill, broken(Stale), "the state after two prefills is that after one"),
     (check_causality, _Broken(), "do not depend on later tokens"),
     (check_pointwise, _Running(), "works on each token alone"),
     (check_declaration, _Misnamed(), "axes.. declares every parameter"),
