@@ -192,13 +192,18 @@ def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or
 
 
 @app.command()
-def ops() -> None:
-    """List the operators: kind, state of decoding, source."""
-    from rich.console import Console
+def ops(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operator.", show_default=False)] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False) -> None:
+    """List the operators: class, attention patterns, cost in T, state, source. With a NAME, the page of one."""
+    from .ops import operator_page, operator_table, rows_to_json
+    from .search.progress import console
 
-    from .systems import operator_table
-
-    Console().print(operator_table())
+    if name is not None:
+        typer.echo(operator_page(name))
+    elif as_json:
+        typer.echo(rows_to_json())
+    else:
+        console(sys.stdout).print(operator_table())
 
 
 @app.command()

@@ -1,7 +1,10 @@
 """The catalogue of published systems, and which of them this package realises.
 
 `systems.tsv` lists the systems (id, tier, class, system, paper). Whether one works here is not written down anywhere: it
-follows from the `source` of the registered operators, macros and strategies, which name the rows they realise.
+follows from the `source` of whatever a user can name: operators (norms, embeddings and heads among them), macros, residual
+topologies, presets, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
+names the preset or combination that their backbone is (id, a Python expression in `bp`, what it leaves out); every one of
+these expressions is built by a test.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import importlib
 import json
 import pkgutil
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from .space.operator import Source, operators
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from .space.architecture import Architecture
 
-__all__ = ["System", "catalogue", "operator_table", "to_json", "to_markdown", "to_text"]
+__all__ = ["System", "catalogue", "expressed", "expressions", "load_operators", "to_json", "to_markdown", "to_text"]
 
 STATES = ("works", "option", "expressible", "missing")
 
@@ -51,40 +55,74 @@ def catalogue() -> list[System]:
 
 
 def _realised() -> dict[str, tuple[str, str, str]]:
-    """State, place and test of every row that some component's source names; "works" wins over "option"."""
-    found: dict[str, tuple[str, str, str]] = {}
+    """State, place and test of every row that something realises: "works" before "option" before "expressible"."""
+    proof = "tests/test_systems.py -k expressible"
+    found = {system: ("expressible", expression, proof) for system, expression in expressions().items()}
     for name, component, test in _components():
         source = getattr(component, "source", None)
         if not isinstance(source, Source):
             continue
         for state, ids in (("option", source.options), ("works", source.systems)):
             for system in ids:
-                if found.get(system, ("",))[0] != "works":
+                if system not in found or STATES.index(state) < STATES.index(found[system][0]):
                     found[system] = (state, name, test)
     return found
 
 
-def _components() -> list[tuple[str, Any, str]]:
-    from .space.plan import Loop
+def _components() -> Iterator[tuple[str, Any, str]]:
+    """(name, what has a source, the test that proves it) of everything that can realise a row."""
+    import bodyplan
+
+    from .evaluators.strategies import sampling_strategies
+    from .search.strategies.base import strategies
+    from .space import presets
+    from .space.macros.base import macros
 
     load_operators()
-    found: list[tuple[str, Any, str]] = [
-        (name, operators.get(name), f"tests/space/test_contract.py -k {name}") for name in operators.names()]
-    found.append(("Loop", Loop, "tests/space/test_supernet.py -k lora"))
-    from .space import presets
-
-    found += [(f"presets.{name}", getattr(presets, name), "tests/space/test_presets.py") for name in presets.__all__]
-    from .search.strategies.base import strategies
-
-    return found + [(name, strategies.get(name), "tests/search/test_strategies.py") for name in strategies.names()]
+    seen: set[int] = set()
+    for registry, test in ((operators, "tests/space/test_contract.py -k {}"), (macros, "tests/space/test_macros.py -k {}"),
+                           (strategies, "tests/search/test_strategies.py -k {}"),
+                           (sampling_strategies, "tests/evaluators/test_strategies.py -k {}")):
+        for name in registry.names():
+            component = registry.get(name)
+            seen.add(id(component))
+            yield name, component, getattr(component, "proof", test.format(name))
+    for name in presets.__all__:
+        yield f"presets.{name}", getattr(presets, name), f"tests/space/test_presets.py -k {name}"
+    for name in bodyplan.__all__:
+        component = getattr(bodyplan, name)
+        if id(component) not in seen:
+            yield name, component, getattr(component, "proof", f"tests/space/test_macros.py -k {name}")
 
 
 def load_operators() -> None:
-    """Import every operator file, so that the registry is complete."""
-    from .space import operators as folder
+    """Import every file of operators and of macros, so that the registries are complete."""
+    from .space import macros, operators
 
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
+    for folder in (operators, macros):
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{folder.__name__}.{module.name}")
+
+
+def expressions() -> dict[str, str]:
+    """The combination that expresses a row's backbone, by the row's id."""
+    with (Path(__file__).parent / "expressible.tsv").open(newline="") as lines:
+        return {row["id"]: row["expression"] for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)}
+
+
+def expressed(expression: str) -> Architecture:
+    """The architecture that a combination names: a space's first sample, or the architecture itself.
+
+    Raises ValueError where it is neither.
+    """
+    import bodyplan
+
+    made = eval(expression, {"bp": bodyplan})       # the file ships with the package
+    if hasattr(made, "sample"):
+        made = made.sample(0)
+    if not hasattr(made, "genome"):
+        raise ValueError(f"a combination is a space or an architecture: {expression} is {type(made).__name__}")
+    return made                                                                       # type: ignore[no-any-return]
 
 
 def to_json(rows: list[System]) -> str:
@@ -94,37 +132,39 @@ def to_json(rows: list[System]) -> str:
 
 
 def to_text(rows: list[System]) -> str:
-    """Fixed-width lines, and the counts by state."""
-    lines = [f"{r.id}  {r.tier}  {r.kind:<13}  {r.state:<11}  {r.system[:48]:<48}  {r.where}" for r in rows]
-    return "\n".join([*lines, "", _counts(rows)])
+    """Fixed-width lines, the test that proves each, and the counts by class and state."""
+    lines = [f"{r.id}  {r.tier}  {r.kind:<13}  {r.state:<11}  {r.system[:48]:<48}  {r.where[:40]:<40}  {r.test}".rstrip()
+             for r in rows]
+    counts = [f"{kind:<15}" + "".join(f"{n:>5} {state}" for n, state in zip(numbers, STATES, strict=True))
+              for kind, numbers in _by_class(rows)]
+    return "\n".join([*lines, "", *counts, "", _counts(rows)])
 
 
 def to_markdown(rows: list[System]) -> str:
     """The page docs/systems.md."""
     head = ["# Systems", "", "Printed by `bodyplan systems` from the registry; regenerate with `make systems`.", "",
-            _counts(rows), "", "| id | tier | class | system | state | where |", "|---|---|---|---|---|---|"]
-    escaped = [[str(v).replace("|", "\\|") for v in (r.id, r.tier, r.kind, r.system, r.state, r.where)] for r in rows]
-    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in escaped), ""])
+            _counts(rows), "",
+            "*works*: a user can build what the paper describes. *option*: a part of it is an option of what is named. "
+            "*expressible*: its backbone is the combination that is named.", ""]
+    counts = _markdown(("class, tier", *STATES), _by_class(rows))
+    table = _markdown(("id", "tier", "class", "system", "state", "where"),
+                      ((r.id, (r.tier, r.kind, r.system, r.state, f"`{r.where}`" if r.where else "")) for r in rows))
+    return "\n".join([*head, *counts, "", *table, ""])
+
+
+def _markdown(heading: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> list[str]:
+    cells = [(first, *(str(cell).replace("|", "\\|") for cell in rest)) for first, rest in rows]
+    return [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *cells)]
+
+
+def _by_class(rows: list[System]) -> list[tuple[str, list[int]]]:
+    """("mixer, tier 1", how many rows are in each state) in the catalogue's order."""
+    found: dict[str, Counter[str]] = {}
+    for row in rows:
+        found.setdefault(f"{row.kind}, {row.tier}", Counter())[row.state] += 1
+    return [(name, [counts[state] for state in STATES]) for name, counts in sorted(found.items())]
 
 
 def _counts(rows: list[System]) -> str:
     counts = Counter(row.state for row in rows)
     return f"{len(rows)} systems: " + ", ".join(f"{counts[state]} {state}" for state in STATES)
-
-
-def operator_table() -> Table:
-    """Every registered operator: kind, whether it is causal and streams, and where it comes from."""
-    from rich.table import Table
-
-    load_operators()
-    table = Table(title="operators", title_justify="left")
-    for heading in ("operator", "kind", "causal", "streams", "source"):
-        table.add_column(heading)
-    for name in operators.names():
-        made = operators.get(name)
-        table.add_row(name, made.kind, _mark(made.causal), _mark(made.streaming), f"{made.source.paper} ({made.source.year})")
-    return table
-
-
-def _mark(value: object) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else "depends"

@@ -42,11 +42,11 @@ def reach_by_change(config: Operator, width: int, length: int = TOKENS, source: 
     return found
 
 
-def reach_by_gradient(config: Operator, width: int, length: int = TOKENS) -> Tensor:
-    """How much token s moves output t to first order: the largest entry of its gradient, [t, s]."""
+def reach_by_gradient(config: Operator, width: int, length: int = TOKENS, source: int | str = 0) -> Tensor:
+    """How much token s, of the sequence or the memory, moves output t to first order: its largest gradient, [t, s]."""
     module = built(config, width, dtype=torch.float64).eval()
     inputs = _sequence(config, width, length)
-    x_1TD = inputs[0].requires_grad_()
+    x_1TD = _read(inputs, source).requires_grad_()
     y_TD = run(module, inputs).flatten(1, -2)[0]
     weight = torch.randn(y_TD.shape, generator=torch.Generator().manual_seed(6), dtype=y_TD.dtype)
     rows = []

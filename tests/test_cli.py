@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 COMMANDS = {
     "sweep": {"file", "dry_run", "quiet"}, "demo": {"minutes", "directory", "dry_run"},
     "resume": {"directory", "quiet"}, "front": {"directory", "as_json", "as_csv"}, "show": {"directory", "number"},
-    "compare": {"directory", "first", "second"}, "export": {"directory", "number", "to"}, 
+    "compare": {"directory", "first", "second"}, "export": {"directory", "number", "to"},
     "fidelity": {"directory", "candidates", "steps", "seeds"},
-    "report": {"directory"}, "ui": {"directory", "port"}, "profile": {"device", "width", "length"}, "ops": set(),
+    "report": {"directory"}, "ui": {"directory", "port"}, "profile": {"device", "width", "length"}, "ops": {"name", "as_json"},
     "systems": {"as_json", "as_markdown"},
 }
 STUDY = """

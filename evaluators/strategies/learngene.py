@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...space.operator import Source
 from .base import TrainingStrategy, Visit, check_share, resolve
 from .draw import draw, largest, largest_size, sibling_genes
 from .layers import LayerGroup, layer_groups, named_tensors
@@ -43,6 +44,7 @@ class Learngene(TrainingStrategy):
     then: str | TrainingStrategy = "single_path"
     teacher: nn.Module | None = None
     name: ClassVar[str] = "learngene"
+    source: ClassVar[Source] = Source("Transformer as Linear Expansion of Learngene", 2024, systems=("S075",))
 
     def __post_init__(self) -> None:
         check_share("first", self.first)
