@@ -19,10 +19,11 @@ demo: setup
 	$(BIN)/bodyplan demo
 
 test: setup
-	$(PYTEST) -n 2 -m "not slow and not kernels and not faults and not browser" tests
+	$(PYTEST) -n 2 -m "not slow and not contract and not kernels and not faults and not browser" tests
 
 test-contract: setup
-	$(PYTEST) -n 2 tests/space/test_contract.py tests/space/test_operators.py tests/space/test_operators_reference.py
+	$(PYTEST) -n 2 -m "not slow" tests/space/test_contract.py $(wildcard tests/space/operators) \
+		tests/space/test_operators.py tests/space/test_operators_reference.py tests/space/test_export_operators.py
 
 test-kernels: setup
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m kernels tests/kernels

@@ -56,7 +56,7 @@ def test_an_unknown_operator_suggests_the_nearest():
 
 
 def test_meanings_come_from_the_docstring():
-    assert meanings(bp.GatedDeltaNet)["conv"] == "taps of the causal convolution over queries, keys and values; None for none."
+    assert meanings(bp.Mamba2)["conv"] == "taps of the causal convolution; None for none."
     assert meanings(bp.Hyena)["bands"] == meanings(bp.Hyena)["filter_dim"]
     assert meanings(bp.Attention)["window"].startswith("`window=w` sees the token itself")
 
