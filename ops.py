@@ -147,8 +147,8 @@ def _cost_text(config: Operator, width: int) -> str:
 
 def _picture_text(config: Operator, width: int) -> Iterator[str]:
     if config.kind == "mixer":
-        yield (f"which of {TOKENS} inputs (across) move each output (down), by gradient; {SHADES[0]} none, {SHADES[-1]} most:\n"
-               + picture(config, width))
+        yield (f"which of {TOKENS} inputs (across) move each output (down), by gradient; "
+               f"{SHADES[0]} none, {SHADES[-1]} most:\n{picture(config, width)}")
 
 
 def picture(config: Operator, width: int, tokens: int = TOKENS) -> str:
