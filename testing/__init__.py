@@ -43,11 +43,12 @@ from .pieces import check_batch, check_prefill
 from .precision import check_precision
 from .reach import check_complexity, check_patterns, pattern_of
 from .sharing import check_elasticity, check_training
+from .training import check_trains
 
 __all__ = ["Reference", "built", "check_batch", "check_causality", "check_complexity", "check_costs", "check_declaration",
            "check_elasticity", "check_long", "check_operator", "check_order", "check_patterns", "check_pointwise",
            "check_precision", "check_prefill", "check_reference", "check_state", "check_streaming", "check_training",
-           "check_zero", "count_macs", "example_inputs", "is_linear", "pattern_of"]
+           "check_trains", "check_zero", "count_macs", "example_inputs", "is_linear", "pattern_of"]
 
 
 def check_operator(config: Operator, width: int, *, smaller: Sequence[tuple[Operator, int]] = (),
