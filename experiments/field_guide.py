@@ -121,7 +121,8 @@ class Guide:
         for name in names:
             if name not in known:
                 operators.get(name)         # raises for a name that nobody registered
-                raise ValueError(f"the guide trains mixers and channel mixers that stand alone: {name} does not; leave it out")
+                raise ValueError(f"the guide trains mixers and channel mixers that stand alone: {name} does not; leave it "
+                                 "out")
         folder.mkdir(parents=True, exist_ok=True)
         self.chosen = {name: known[name] for name in names or known}
         self.steps, self.command = steps, command

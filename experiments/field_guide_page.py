@@ -48,17 +48,17 @@ def tables(record: Record) -> str:
         found = [row for row in listed if row.kind == kind]
         parts += ["", f"### {title}", "", *_table(found, answers)] if found else []
     left = [row.name for row in rows() if row.kind in KINDS and row.name not in told]
-    parts += ["", f"Not trained here, since they need more than one stream, or other layers, or sizes that this frame does not "
-              f"have: {', '.join(left)}." if left else "", *_failures(answers)]
+    parts += ["", f"Without an answer, most of them since they need a second stream, other layers, or sizes that this frame "
+              f"does not have: {', '.join(left)}." if left else "", *_failures(answers)]
     return "\n".join(parts)
 
 
 def _about(record: Record) -> Iterator[str]:
     run = record.last("run") or {}
     machine = run.get("machine", {})
-    yield (f"Two layers of each operator at width {WIDTH}, {STEPS} steps of {BATCH} examples with AdamW, seed 0, at a learning "
-           f"rate of {RATES[0]:g}, and of {RATES[1]:g} where that falls short. {machine.get('name', '')}, one thread, torch "
-           f"{machine.get('torch', '')}, {run.get('date', '')}. Last command: `{run.get('command', '')}`.")
+    yield (f"Two layers of each operator at width {WIDTH}, {STEPS} steps of {BATCH} examples with AdamW, seed 0, at a "
+           f"learning rate of {RATES[0]:g}, and of {RATES[1]:g} where that falls short. {machine.get('name', '')}, one thread, "
+           f"torch {machine.get('torch', '')}, {run.get('date', '')}. Last command: `{run.get('command', '')}`.")
 
 
 def _asked() -> Iterator[str]:

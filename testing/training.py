@@ -82,6 +82,6 @@ def check_trains(config: Operator, task: Task, beats: float, steps: int = STEPS,
         reached.append(trained_error(config, task, steps, lr, seed, width).error)
         if reached[-1] < beats:
             return
-    hold(False, f"two layers of an operator learn {task.name} to a {task.metric} below {beats:g} {task.unit} in {steps} steps: "
-                f"{config} reaches {' and '.join(f'{error:.1f}' for error in reached)} at rates of "
+    hold(False, f"two layers of an operator learn {task.name} to below {beats:g} {task.unit} of {task.metric} in "
+                f"{steps} steps: {config} reaches {' and '.join(f'{error:.1f}' for error in reached)} at rates of "
                 f"{' and '.join(map(str, RATES))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import defaultdict
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import bodyplan as bp
 import bodyplan.space.operators
@@ -30,6 +30,7 @@ from bodyplan.testing import (
     check_prefill,
     check_state,
     check_training,
+    check_trains,
     check_zero,
     is_linear,
     pattern_of,
@@ -224,6 +225,13 @@ class Stale(Absent):
         return y_BTD, {"total": y_BTD[:, -1] if state is None else state["total"]}
 
 
+class Silent(Mixing):
+    """Says nothing, whatever it learns."""
+
+    def forward(self, x_BTD):
+        return 0 * self.proj(x_BTD)
+
+
 class _Broken(Operator):
     source = Source("(test)", 2026)
     module: type = Mixing
@@ -325,3 +333,10 @@ def test_a_broken_promise_is_named(check, config, text):
 def test_weights_that_act_differently_when_they_are_taken_are_named(check, text):
     with pytest.raises(AssertionError, match=text):
         check([(_Remembering(), 16), (_Remembering(), 8)])
+
+
+def test_an_operator_that_does_not_learn_is_named():
+    task = bp.tasks.selective_copying(tokens=2, length=9, vocab=4, batch=32, held_out_batches=2)
+    check_trains(bp.Attention(heads=2), task, beats=10.0, steps=60)
+    with pytest.raises(AssertionError, match="learn selective_copying to below 10 % of error in 60 steps: .* reaches .* and"):
+        check_trains(dataclass(frozen=True)(type(broken(Silent)))(), task, beats=10.0, steps=60)
