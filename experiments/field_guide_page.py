@@ -57,8 +57,8 @@ def _about(record: Record) -> Iterator[str]:
     run = record.last("run") or {}
     machine = run.get("machine", {})
     yield (f"Two layers of each operator at width {WIDTH}, {STEPS} steps of {BATCH} examples with AdamW, seed 0, at a "
-           f"learning rate of {RATES[0]:g}, and of {RATES[1]:g} where that falls short. {machine.get('name', '')}, one thread, "
-           f"torch {machine.get('torch', '')}, {run.get('date', '')}. Last command: `{run.get('command', '')}`.")
+           f"learning rate of {RATES[0]:g}, and of {RATES[1]:g} where that falls short. {machine.get('name', '')}, "
+           f"one thread, torch {machine.get('torch', '')}, {run.get('date', '')}. Last command: `{run.get('command', '')}`.")
 
 
 def _asked() -> Iterator[str]:

@@ -65,7 +65,7 @@ def _shared(config: Operator, width: int) -> tuple[str, ...] | None:
     kind = type(config.build(width))
     if not getattr(kind, "shares", False):
         return None
-    is_needed = inspect.signature(kind.forward).parameters["shared"].default is inspect.Parameter.empty
+    is_needed = config.cross or inspect.signature(kind.forward).parameters["shared"].default is inspect.Parameter.empty
     return ("memory",) if is_needed else ()
 
 

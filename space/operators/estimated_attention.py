@@ -152,6 +152,7 @@ class SEA(Operator):
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {
         "heads": "a head has its own random directions", "key_dim": "an entry is a coordinate of random directions",
         "marks": "a mark is a place along the sequence", "columns": "a column is a stretch of the sequence"}
