@@ -45,7 +45,7 @@ def tables(record: Record) -> str:
     """All tables in Markdown, as far as the study has come. Raises ValueError before three candidates are trained."""
     numbers = Numbers(record)
     return "\n".join([*_about(record), "", *_spread(numbers), "", *_ranking(numbers), "", *_ahead(numbers), "",
-                      *_same_split(numbers), "",
+                      *_same_split(numbers), "", *_longer(numbers),
                       *_verdict(numbers), *_failures(record), ""])
 
 
@@ -98,7 +98,8 @@ def _about(record: Record) -> list[str]:
     design, run, plan = (record.last(kind) or {} for kind in ("design", "run", "plan"))
     s, machine = design["settings"], run["machine"]
     sizes = [c["parameters"] for c in design["candidates"]]
-    return [f"Written on {run['date']} by", "", f"    {run['command']}", "",
+    commands = dict.fromkeys(line["command"] for line in record.of("run"))
+    return [f"Written on {run['date']} by", "", *(f"    {command}" for command in commands), "",
             f"on {machine['name']}, {s['workers']} workers of one thread, torch {machine['torch']}, "
             f"{record.seconds_spent() / 60:.1f} minutes in all{_processor(record, s['workers'])}. Seed {s['seed']}.", "",
             f"Data: {design['data']}. Trainings read the first 95 %, inherited weights are scored on the validation half of "
@@ -191,6 +192,26 @@ def _same_split(numbers: Numbers) -> list[str]:
                           _share(judged[name]["within"], ceiling and ceiling["within"])] for name in names])
 
 
+def _longer(numbers: Numbers) -> list[str]:
+    """How the ranking changes with the steps that each candidate trains from what it inherits, where the study asked."""
+    asked = list(dict.fromkeys((line["strategy"], line["horizon"]) for line in numbers.record.of("adapted")))
+    if not asked:
+        return []
+    plan, design = (numbers.record.last(kind) or {} for kind in ("plan", "design"))
+    alone, near = plan["steps"], design["settings"]["adapt_steps"]
+    scores = {(name, steps): numbers._of("adapted", "adapted", strategy=name, horizon=steps) for name, steps in asked}
+    for name in dict.fromkeys(name for name, _ in asked):
+        scores |= {(name, 0): numbers.scores[name], (name, near): numbers.scores[name + ADAPTED]}
+    head = ["strategy", "steps from inherited weights", "of a training alone", "Kendall tau", "of the ceiling",
+            "tau within bins", "of the ceiling"]
+    ceiling, rows = numbers.judged.get(CEILING), []
+    for (name, steps), values in sorted(scores.items()):
+        found = judge(values, numbers.first, numbers.bins)
+        rows.append([name, str(steps), f"{steps / alone:.0%}", _shown(found, "tau"), _share(found, ceiling),
+                     _shown(found["within"], "tau"), _share(found["within"], ceiling and ceiling["within"])])
+    return [*_table(head, rows), ""]
+
+
 def _verdict(numbers: Numbers) -> list[str]:
     """The best strategy against the ceiling and the proxies, in words."""
     if not numbers.strategies or CEILING not in numbers.judged:
@@ -207,10 +228,9 @@ def _verdict(numbers: Numbers) -> list[str]:
 
 
 def _failures(record: Record) -> list[str]:
-    done = {(line["kind"], line.get("strategy"), line.get("candidate"), line.get("replicate"))
-            for line in record.lines if "failure" not in line}
-    failed = [line for line in record.lines if "failure" in line and (
-        line["kind"], line.get("strategy"), line.get("candidate"), line.get("replicate")) not in done]
+    keys = ("kind", "strategy", "candidate", "replicate", "horizon")
+    done = {tuple(map(line.get, keys)) for line in record.lines if "failure" not in line}
+    failed = [line for line in record.lines if "failure" in line and tuple(map(line.get, keys)) not in done]
     return [] if not failed else ["", "Failed: " + "; ".join(
         f"{line['kind']} {line.get('strategy') or line.get('candidate')}: {line['failure']}" for line in failed)]
 

@@ -16,6 +16,7 @@ from ..search.executors.base import Job
 if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
     from ..space.elastic.supernet import Supernet
+    from ..space.model import SequenceModel
     from ..space.space import Space
 
 __all__ = ["STRATEGIES", "Record", "Work", "study_space", "training_strategy"]
@@ -79,6 +80,7 @@ class Work:
         supernet       `strategy` for `steps` steps; the weights go to a file in `folder`
         score          the scoring-split score of a candidate with the weights of `strategy`, as inherited and after
                        `adapt_steps` steps of training from them
+        adapted        the same after `steps` steps
 
     Every answer holds the seconds of the processor that it took.
     """
@@ -154,18 +156,30 @@ class Work:
                 "losses": _thinned(record.losses)}
 
     def _score(self, job: Job) -> dict[str, Any]:
+        module = self._inherited(job)
+        answer = {"scoring": self.scoring.score(module, "validation")}
+        if self.adapt_steps:
+            answer["adapted"] = self._after(module, self.adapt_steps, job.seed)
+        return answer
+
+    def _adapted(self, job: Job) -> dict[str, Any]:
+        return {"adapted": self._after(self._inherited(job), int(job.fidelity["steps"]), job.seed)}
+
+    def _after(self, module: SequenceModel, steps: int, seed: int) -> float:
+        """The scoring-split score after a short training."""
         from ..evaluators.training import train
+
+        train(module, self.task, steps, lr=self.adapt_lr, seed=seed)
+        return self.scoring.score(module, "validation")
+
+    def _inherited(self, job: Job) -> SequenceModel:
+        """The candidate with the weights of a strategy."""
         from ..space.elastic.supernet import Supernet
 
         name = job.fidelity["strategy"]
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = name, Supernet.load(self.space, self._weights(name))
-        module = self.loaded[1].extract(self.space.architecture(job.genome))
-        answer = {"scoring": self.scoring.score(module, "validation")}
-        if self.adapt_steps:
-            train(module, self.task, self.adapt_steps, lr=self.adapt_lr, seed=job.seed)
-            answer["adapted"] = self.scoring.score(module, "validation")
-        return answer
+        return self.loaded[1].extract(self.space.architecture(job.genome))
 
     def _weights(self, strategy: str) -> Path:
         return self.folder / f"{strategy}.safetensors"

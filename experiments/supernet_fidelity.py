@@ -1,14 +1,16 @@
 """Which way of training a supernet ranks candidates best: every strategy at equal wall time, against training alone.
 
     python -m bodyplan.experiments.supernet_fidelity --out runs/fidelity [--minutes 60] [--candidates 50] [--quick]
+    python -m bodyplan.experiments.supernet_fidelity --out runs/fidelity --horizons 150 300 --of sandwich
     python -m bodyplan.experiments.supernet_fidelity --out runs/fidelity --report
 
 The first command does the study: it draws candidates spread over parameters, times their training steps and those of
 every strategy, divides the minutes, trains every candidate alone (some with a second seed, for the ceiling) and one
 supernet per strategy for the same time each, and scores all candidates with the weights of every supernet. All of it
 happens in worker processes of one torch thread. Every answer is a line of `study.jsonl` as soon as it is there; the same
-command continues a study that was stopped, and adds strategies to one that is finished. The second command writes
-the tables of `docs/fidelity.md` from that file alone.
+command continues a study that was stopped, and adds strategies to one that is finished. The second asks how much training
+from inherited weights changes the ranking: it scores every candidate after so many steps. The third writes the tables of
+`docs/fidelity.md` from that file alone.
 """
 
 from __future__ import annotations
@@ -88,11 +90,13 @@ class Study:
     Raises ValueError when the folder holds a study with other settings or of another space.
     """
 
-    def __init__(self, folder: Path, settings: Settings, strategies: Sequence[str], command: str = ""):
-        for name in strategies:
+    def __init__(self, folder: Path, settings: Settings, strategies: Sequence[str], command: str = "",
+                 horizons: Sequence[int] = (), of: Sequence[str] = ()):
+        for name in (*strategies, *of):
             training_strategy(name)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.strategies, self.command = folder, settings, tuple(strategies), command
+        self.horizons, self.of = tuple(horizons), tuple(of)
         self.space = study_space()
         self.record = Record(folder / "study.jsonl")
         design = self.record.last("design")
@@ -151,6 +155,7 @@ class Study:
             self._plan()
             self._do([*self._supernets(), *self._trainings()])
             self._do(self._scores())
+            self._do(self._longer())
 
     def _do(self, tasks: Iterable[Task]) -> None:
         """Run jobs and write their answers; those with an answer are left out, those that failed are tried again."""
@@ -221,10 +226,18 @@ class Study:
             for index in range(len(self.candidates) if name in trained else 0):
                 yield "score", {"strategy": name, "candidate": index}, self._job("score", index, strategy=name)
 
+    def _longer(self) -> Iterable[Task]:
+        trained = {line["strategy"] for line in self.record.of("supernet") if "failure" not in line}
+        for name in (name for name in self.of if name in trained):
+            for steps in self.horizons:
+                for index in range(len(self.candidates)):
+                    yield ("adapted", {"strategy": name, "candidate": index, "horizon": steps},
+                           self._job("adapted", index, strategy=name, steps=steps))
+
 
 def _key(kind: str, about: dict[str, Any]) -> tuple[Any, ...]:
     """What makes an answer the answer to a question."""
-    return kind, about.get("strategy"), about.get("candidate"), about.get("replicate")
+    return kind, about.get("strategy"), about.get("candidate"), about.get("replicate"), about.get("horizon")
 
 
 def _said(numbers: dict[str, Any]) -> str:
@@ -243,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
     command = f"python -m bodyplan.experiments.supernet_fidelity {shlex.join(given)}"
-    Study(options.out, settings, options.strategies, command).run()
+    Study(options.out, settings, options.strategies, command, options.horizons, options.of).run()
     print(tables(Record(options.out / "study.jsonl", write=False)))
 
 
@@ -254,6 +267,8 @@ def _options(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="write the page from a study that is there")
     parser.add_argument("--page", type=Path, default=Path("docs/fidelity.md"), help="whose tables --report writes")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="NAME")
+    parser.add_argument("--horizons", nargs="+", type=int, default=[], help="steps of training from inherited weights")
+    parser.add_argument("--of", nargs="+", default=[], metavar="NAME", help="strategies whose candidates take them")
     for name, default in asdict(Settings()).items():
         kind = {"steps": int, "supernet_seconds": float}.get(name, type(default))
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, metavar=kind.__name__.upper())

@@ -86,6 +86,17 @@ def test_a_study_that_is_stopped_goes_on_where_it_was_and_does_nothing_twice(tmp
     assert "another seed" in said
 
 
+def test_longer_horizons_are_added_to_a_finished_study(tmp_path):
+    Study(tmp_path, TINY, ["single_path"]).run(InlineExecutor())
+    before = len(Record(tmp_path / "study.jsonl").lines)
+    Study(tmp_path, TINY, ["single_path"], "again", horizons=[1, 3], of=["single_path"]).run(InlineExecutor())
+    record = Record(tmp_path / "study.jsonl")
+    assert [line["kind"] for line in record.lines[before:]] == ["run"] + ["adapted"] * 6
+    rows = [line.split(" | ")[:3] for line in tables(record).splitlines() if line.startswith("| single_path | ")]
+    assert [row[1:] for row in rows[-4:]] == [["0", "0%"], ["1", "50%"], ["2", "100%"], ["3", "150%"]]
+    assert "    again" in tables(record)
+
+
 def test_one_process_writes_a_study_at_a_time(tmp_path):
     held = FileLock(tmp_path / "study.lock")
     assert held.acquire()
@@ -226,6 +237,7 @@ def test_time_between_runs_does_not_count(tmp_path):
     assert Record(path).seconds_spent() == 90
 
 
+@pytest.mark.slow
 def test_the_page_says_what_its_own_file_says():
     """Once the study is part of the repository, nobody edits a number by hand."""
     text = PAGE.read_text()
