@@ -16,8 +16,10 @@ from ..axes import Dim, Param, as_dim, axis, param
 from ..graph import SKIP
 from ..model import Layers, built_layers
 from ..operator import Length, Source, tokens_of
+from ..operators.checks import require_whole
 from .base import Macro, Numbers, Part, Visit, kept
 from .looped import stream_parts
+from .separable import RepeatedTokens, SeparableDown, separable_axes
 from .stage import Resample, after_stride
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UShape", "UShapeLayers"]
 
-SKIPS = ("sum", "concat")
+SKIPS, RESAMPLES = ("sum", "concat"), ("full", "separable")
 
 
 class Upsample(nn.Module):
@@ -71,7 +73,9 @@ class UShape(Macro):
 
     before, after: layers at the outer resolution. inner: layers, which may hold another `UShape`. stride: 2 for a
     sequence, (2, 2) for a grid. width: of the inner layers; None keeps it. skip: how the stream from before meets the
-    one from below, "sum" or "concat" with a projection. Looks ahead: not causal.
+    one from below, "sum" or "concat" with a projection. resample: "full" convolutions of kernel = stride down and up, or
+    "separable" ones of `kernel` taps down and repeated tokens up, as in Squeezeformer (Kim et al., 2022). Looks ahead: not
+    causal.
     """
 
     inner: Any
@@ -80,6 +84,8 @@ class UShape(Macro):
     stride: Any = 2
     width: Any = None
     skip: Any = "sum"
+    resample: Any = "full"
+    kernel: Any = 5
     holds: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
     streams: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
     causal: ClassVar[bool] = False
@@ -94,16 +100,22 @@ class UShape(Macro):
     def check(self, width: int, where: str) -> None:
         if self.skip not in SKIPS:
             raise ValueError(f"skip is one of {', '.join(SKIPS)} at {where}: got {self.skip!r}")
+        if self.resample not in RESAMPLES:
+            raise ValueError(f"resample is one of {', '.join(RESAMPLES)} at {where}: got {self.resample!r}")
         if any(not isinstance(n, int) or n < 2 for n in self.strides):
             raise ValueError(f"stride is 2 or more, or two such numbers for a grid, at {where}: got {self.stride!r}")
         if self.width is not None and (not isinstance(self.width, int) or self.width < 1):
             raise ValueError(f"width is a positive int, or None to keep it, at {where}: got {self.width!r}")
+        if self.resample == "separable":
+            require_whole("kernel", self.kernel, where, low=max(self.strides), instead="a kernel covers its stride")
 
     def axes(self, width: int) -> dict[str, Param]:
         out, into = axis("width", width), axis("inner_width", self.width or width)
         taps: list[Dim] = [as_dim(axis(f"tap{i}", k, "centre")) for i, k in enumerate(self.strides)]
         found = {"down.weight": param(into, out, *taps), "down.bias": param(into, init="zeros"),
                  "up.weight": param(into, out, *taps), "up.bias": param(out, init="zeros")}
+        if self.resample == "separable":
+            found = separable_axes(out, into, len(self.strides), self.kernel)
         if self.skip == "concat":
             found["merge.weight"] = param(out, axis("sides", 2) * axis("width", width))
         return found
@@ -117,6 +129,9 @@ class UShape(Macro):
     def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]
         axes, below = self.axes(width), tokens_of(after_stride(length, self.strides))
         merge = axes["merge.weight"].numel * tokens_of(length) if "merge.weight" in axes else 0
+        if self.resample == "separable":
+            down = (axes["down.taps"].numel + axes["down.mix.weight"].numel) * below
+            return float(down + axes["up.mix.weight"].numel * tokens_of(length) + merge)
         return float((axes["down.weight"].numel + axes["up.weight"].numel) * below + merge)
 
     def build(self, width: int) -> nn.Module:
@@ -126,8 +141,12 @@ class UShape(Macro):
             return Layers(built_layers([entry.item for entry in kept(held)], at_width))
 
         merge = nn.Linear(2 * width, width, bias=False) if self.skip == "concat" else None
-        return UShapeLayers(layers(self.before, width), Resample(width, inner, self.strides, self.strides),
-                            layers(self.inner, inner), Upsample(inner, width, self.strides), layers(self.after, width), merge)
+        down: nn.Module = Resample(width, inner, self.strides, self.strides)
+        up: nn.Module = Upsample(inner, width, self.strides)
+        if self.resample == "separable":
+            down = SeparableDown(width, inner, self.strides, self.kernel)
+            up = RepeatedTokens(inner, width, self.strides)
+        return UShapeLayers(layers(self.before, width), down, layers(self.inner, inner), up, layers(self.after, width), merge)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         inner = self.width or width

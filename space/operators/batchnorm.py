@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import Param, axis, param
+from ..axes import Axis, Dim, Param, axis, param, renamed
 from ..operator import Operator, Source
 
-__all__ = ["BatchNorm", "BatchNormalisation"]
+__all__ = ["BatchNorm", "BatchNormalisation", "batch_norm_axes"]
 
 
 class BatchNormalisation(nn.Module):
@@ -70,3 +70,8 @@ class BatchNorm(Operator):
 
     def build(self, width: int) -> nn.Module:
         return BatchNormalisation(width, self.momentum, self.eps)
+
+
+def batch_norm_axes(place: str, channels: Axis | Dim) -> dict[str, Param]:
+    """The parameters of a `BatchNormalisation` of these channels, called `place`."""
+    return {f"{place}.{name}": renamed(part, "width", channels) for name, part in BatchNorm().axes(1).items()}

@@ -5,7 +5,7 @@ Legend: B batch, H and W rows and columns of tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from ..operator import Length, Operator, Source, tokens_of
 from .short_conv import tap_init
 from .spatial import as_grid, require_odd
 
-__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "GridFilters", "filtered", "square_taps"]
+__all__ = ["DepthwiseConv2d", "DepthwiseConvolution2d", "GridFilters", "RandomFilters2d", "filtered", "square_taps"]
 
 
 def square_taps(channels: Axis | Dim, kernel: int) -> Param:
@@ -58,28 +58,43 @@ class DepthwiseConvolution2d(nn.Module):
         return y_BDHW.permute(0, 2, 3, 1).reshape(x.shape)
 
 
+class RandomFilters2d(nn.Module):
+    """The same with filters that stay as they were drawn."""
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        self.random_taps = nn.Parameter(torch.empty(width, kernel, kernel), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return filtered(as_grid(x), self.random_taps).reshape(x.shape)
+
+
 @dataclass(frozen=True)
 class DepthwiseConv2d(Operator):
     """The token mixer of ConvNeXt (Liu et al., 2022), without what surrounds it there: see `ConvNeXtUnit`.
 
-    kernel: side of the square filter, odd. A sequence is a grid of one column.
+    kernel: side of the square filter, odd. trainable: False keeps the filters as they were drawn, for the matrices around to
+    combine (The Power of Linear Combinations: Learning with Random Convolutions, Gavrikov and Keuper, 2023): they are
+    statistics, counted with no parameters, and the same in every network of a supernet. A sequence is a grid of one column.
     """
 
     kernel: Any = 7
+    trainable: Any = True
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
-    source: ClassVar[Source] = Source("A ConvNet for the 2020s", 2022, options=("S022",))
+    source: ClassVar[Source] = Source("A ConvNet for the 2020s", 2022, systems=("S170",), options=("S022",))
 
     def check(self, width: int, where: str) -> None:
         require_odd("kernel", self.kernel, where)
 
     def axes(self, width: int) -> dict[str, Param]:
-        return {"taps": square_taps(axis("width", width), self.kernel)}
+        taps = square_taps(axis("width", width), self.kernel)
+        return {"taps": taps} if self.trainable else {"random_taps": replace(taps, statistic=True)}
 
     def build(self, width: int) -> nn.Module:
-        return DepthwiseConvolution2d(width, self.kernel)
+        return DepthwiseConvolution2d(width, self.kernel) if self.trainable else RandomFilters2d(width, self.kernel)
 
     def macs(self, width: int, length: Length) -> float:
         """Every tap at every place, taps on the zeros outside included, as they are executed."""

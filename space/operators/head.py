@@ -17,7 +17,7 @@ from ..axes import Param, axis, param
 from ..operator import Operator, Source
 from .checks import require_whole
 
-__all__ = ["ClassScores", "ClassifierHead", "LanguageHead", "TiedLogits", "TokenLogits"]
+__all__ = ["ClassScores", "ClassifierHead", "HiddenClassScores", "LanguageHead", "TiedLogits", "TokenLogits"]
 
 
 class TokenLogits(nn.Module):
@@ -73,6 +73,20 @@ class LanguageHead(Operator):
         return float((self.vocab or 0) * width)
 
 
+class HiddenClassScores(nn.Module):
+    """Class scores behind a hidden layer, `scores(relu(hidden(mean)))`, of the mean over all tokens."""
+
+    def __init__(self, width: int, hidden: int, classes: int):
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.hidden_scores = nn.Linear(hidden, classes)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BF = F.relu(self.hidden(x_BTD.flatten(1, -2).mean(dim=1)))
+        scores_BK: Tensor = self.hidden_scores(h_BF)
+        return scores_BK
+
+
 class ClassScores(nn.Module):
     """Class scores of the mean over all tokens of a sequence [B, T, D] or a grid [B, H, W, D]."""
 
@@ -87,9 +101,13 @@ class ClassScores(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierHead(Operator):
-    """Scores of `classes` from the mean over tokens: global average pooling (Network In Network, Lin et al., 2013)."""
+    """Scores of `classes` from the mean over tokens: global average pooling (Network In Network, Lin et al., 2013).
+
+    hidden: units of a layer between the mean and the scores, as in MobileNetV3 (Howard et al., 2019); None for none.
+    """
 
     classes: Any
+    hidden: Any = None
     kind: ClassVar[str] = "head"
     fixed: ClassVar[Mapping[str, str]] = {"classes": "a row is a class"}
     causal: ClassVar[bool] = False
@@ -98,12 +116,20 @@ class ClassifierHead(Operator):
 
     def check(self, width: int, where: str) -> None:
         require_whole("classes", self.classes, where, low=2)
+        if self.hidden is not None:
+            require_whole("hidden", self.hidden, where, instead="use None for scores from the mean itself")
 
     def axes(self, width: int) -> dict[str, Param]:
         k = axis("classes", self.classes)
+        if self.hidden is not None:
+            f = axis("hidden", self.hidden)
+            return {"hidden.weight": param(f, axis("width", width)), "hidden.bias": param(f, init="zeros"),
+                    "hidden_scores.weight": param(k, f), "hidden_scores.bias": param(k, init="zeros")}
         return {"scores.weight": param(k, axis("width", width)), "scores.bias": param(k, init="zeros")}
 
     def build(self, width: int) -> nn.Module:
+        if self.hidden is not None:
+            return HiddenClassScores(width, self.hidden, self.classes)
         return ClassScores(width, self.classes)
 
     def macs(self, width: int, length: int) -> float:

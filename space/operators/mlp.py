@@ -18,7 +18,7 @@ from ..operator import Operator, Source
 
 __all__ = ["MLP", "FeedForward", "check_ratio", "hidden_size"]
 
-ACTIVATIONS = ("gelu", "silu", "squared_relu")
+ACTIVATIONS = ("gelu", "silu", "squared_relu", "relu")
 MULTIPLE = 8
 
 
@@ -47,6 +47,8 @@ class FeedForward(nn.Module):
         h_BTF = self.up(x_BTD)
         if self.activation == "squared_relu":
             h_BTF = F.relu(h_BTF).square()
+        elif self.activation == "relu":
+            h_BTF = F.relu(h_BTF)
         elif self.activation == "gelu":
             h_BTF = F.gelu(h_BTF)
         else:
@@ -59,7 +61,7 @@ class FeedForward(nn.Module):
 class MLP(Operator):
     """Feed-forward sublayer (Vaswani et al., 2017). hidden = ratio * width, rounded up to a multiple of 8.
 
-    activation: "gelu", "silu", or "squared_relu", the edit that Primer's search found (So et al., 2021).
+    activation: "gelu", "silu", "relu", or "squared_relu", the edit that Primer's search found (So et al., 2021).
     """
 
     ratio: Any = 4

@@ -15,7 +15,18 @@ from ..axes import Param
 from ..operator import Length, Operator, Source
 from .spatial import as_grid, require_odd
 
-__all__ = ["AveragePool", "Averaging", "Pooling"]
+__all__ = ["AveragePool", "Averaging", "Pooling", "enlarged", "mean_pooled"]
+
+
+def mean_pooled(x_BHWD: Tensor, side: int) -> Tensor:
+    """The mean of every `side` x `side` square; at the lower and right edge of the places that are there."""
+    y_BDHW = F.avg_pool2d(x_BHWD.permute(0, 3, 1, 2), side, side, ceil_mode=True, count_include_pad=False)
+    return y_BDHW.permute(0, 2, 3, 1)
+
+
+def enlarged(x_BHWD: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The inverse on constant squares: every place `side` x `side` times, cut to `height` x `width`."""
+    return x_BHWD.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
 
 
 class Averaging(nn.Module):

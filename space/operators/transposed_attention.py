@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import unknown
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
+from .cross_covariance import attending_channels
 from .depthwise_conv2d import GridFilters, square_taps
 from .spatial import as_grid, require_odd
 from .windows import check_heads, head_size, projections
@@ -45,10 +45,7 @@ class ChannelSimilarities(nn.Module):
         q_BKPT, k_BKPT, v_BKPT = (conv(project(x_BHWD)).flatten(1, 2).transpose(1, 2).unflatten(1, (self.heads, -1))
                                   for project, conv in ((self.query, self.query_conv), (self.key, self.key_conv),
                                                         (self.value, self.value_conv)))
-        scores_BKPP = F.normalize(q_BKPT, dim=-1) @ F.normalize(k_BKPT, dim=-1).transpose(-1, -2)
-        scores_BKPP = scores_BKPP * self.temperature[:, None, None]
-        weights_BKPP = F.relu(scores_BKPP) if self.weights == "relu" else scores_BKPP.softmax(-1)
-        y_BTD: Tensor = self.out((weights_BKPP @ v_BKPT).flatten(1, 2).transpose(1, 2))
+        y_BTD: Tensor = self.out(attending_channels(q_BKPT, k_BKPT, v_BKPT, self.temperature, self.weights))
         return y_BTD.view(x.shape)
 
 

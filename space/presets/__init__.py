@@ -14,6 +14,8 @@ trains on a laptop. What a family here leaves out of the original is said in its
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
+    iformer, edgenext, nextvit, ascan       pyramids of convolutions and attention: side by side, then, in turn, by stage
+    ghostnetv2, raftmlp pyramids of ghost features behind gates, of token MLPs along rows and columns
     conformer, squeezeformer, lighthubert   speech
     sizes, pyramids     what they share
 """
@@ -21,6 +23,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
 from __future__ import annotations
 
 from . import (
+    ascan,
     autoformer,
     based,
     brainformer,
@@ -28,21 +31,26 @@ from . import (
     convnext,
     cvt,
     dinat,
+    edgenext,
+    ghostnetv2,
     gpt,
     halonet,
+    iformer,
     lighthubert,
     lit,
     llama,
     mamba2_hybrid,
     metaformer,
     mixed_attention,
+    nextvit,
     pvt,
+    raftmlp,
     squeezeformer,
     swin,
     transnormer,
     vit,
 )
 
-__all__ = ["autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "gpt", "halonet",
-           "lighthubert", "lit", "llama", "mamba2_hybrid", "metaformer", "mixed_attention", "pvt", "squeezeformer",
-           "swin", "transnormer", "vit"]
+__all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext", "ghostnetv2",
+           "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "metaformer", "mixed_attention",
+           "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]

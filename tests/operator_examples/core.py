@@ -55,7 +55,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "CrossAttention": [
         (CrossAttention(heads=4, kv_heads=2), 32), (CrossAttention(heads=2, kv_heads=1, head_dim=6), 24),
         (CrossAttention(heads=2), 8)],
-    "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8)],
+    "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8),
+                        (DepthwiseConv2d(kernel=5, trainable=False), 8)],
     "FrameEmbedding": [(FrameEmbedding(features=10, stack=3), 16), (FrameEmbedding(features=6, stack=2), 8)],
     "GatedDeltaNet": [
         (bp.GatedDeltaNet(heads=2, expand_v=2), 32), (bp.GatedDeltaNet(heads=1, head_dim=8), 16),
