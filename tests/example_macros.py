@@ -44,6 +44,7 @@ NOT_CAUSAL = {
                                        head=bp.LanguageHead(tied=False)),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat"))),
+    "separable u-shape": space(bp.UShape(before=BLOCK, inner=BLOCK, after=BLOCK, resample=bp.choice("full", "separable"))),
     "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
         bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
 }
@@ -55,6 +56,14 @@ GRID = {
                   **IMAGES),
     "overlapping tokens": space((BLOCK, bp.ConvEmbedding(width=bp.choice(None, 32), kernel=bp.choice(2, 3, 5)), BLOCK,
                                  bp.ConvEmbedding(kernel=3, stride=3), BLOCK), **IMAGES),
+    "averaged tokens": space((BLOCK, bp.PooledMerging(width=bp.choice(None, 32), stride=bp.choice(1, 2, 3),
+                                                      activation=bp.choice(None, "relu")), BLOCK), **IMAGES),
+    "attention beside convolutions": space((BLOCK, bp.NextTransformer(
+        width=bp.choice(32, 40), head_dim=8, reduction=bp.choice(1, 2), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "ghosts": space((BLOCK, bp.GhostTransition(width=bp.choice(None, 32), stride=bp.choice(1, 2), gate=bp.choice(None, 3, 5),
+                                               squeeze=bp.choice(False, True)), BLOCK), **IMAGES),
+    "a separable u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2), width=bp.choice(None, 24),
+                                                     resample="separable", kernel=bp.choice(3, 5)), **IMAGES),
     "tokens at predicted places": space((BLOCK, bp.DeformableMerging(width=bp.choice(None, 32), kernel=bp.choice(2, 3)),
                                          BLOCK), **IMAGES),
     "queries on a coarser grid": space((bp.HaloDownsample(

@@ -123,8 +123,8 @@ class GhostUnit(Operator):
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
-    fixed: ClassVar[Mapping[str, str]] = {"width": "a channel is followed by its ghost", "pairs": "two channels of the stream",
-                                          "ghost": "a channel, then its ghost"}
+    fixed: ClassVar[Mapping[str, str]] = {"width": "a channel is followed by its ghost", "ghost": "a channel, then its ghost",
+                                          "pairs": "two channels of the stream"}
     source: ClassVar[Source] = Source("GhostNetV2: Enhance Cheap Operation with Long-Range Attention", 2022,
                                       options=("S329",))
 

@@ -70,7 +70,8 @@ class NiNGate(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         d, e = axis("width", width), axis("channels", hidden_size(self.ratio, width))
         f, places = axis("hidden", self.hidden), axis("places", self.max_len)
-        norms = {f"{place}.{name}": part for place in ("token_norm", "norm") for name, part in LayerNorm().axes(width).items()}
+        norms = {f"{place}.{name}": part for place in ("token_norm", "norm")
+                 for name, part in LayerNorm().axes(width).items()}
         return {"token_up": param(f, places), "token_down": param(places, f), **norms, "up.weight": param(e, d),
                 "down.weight": param(d, e), "project.weight": param(d, d)}
 

@@ -130,7 +130,8 @@ class SDTA(Operator):
         norms = {f"{place}.{name}": part for place in ("attention_norm", "norm")
                  for name, part in LayerNorm().axes(width).items()}
         attention = {f"attention.{name}": part for name, part in self._attention().axes(width).items()}
-        return {"taps": taps, **position, **norms, **attention, **scales, "up.weight": param(f, d), "down.weight": param(d, f)}
+        return {"taps": taps, **position, **norms, **attention, **scales, "up.weight": param(f, d),
+                "down.weight": param(d, f)}
 
     def build(self, width: int) -> nn.Module:
         return SplitTranspose(width, self.splits, self.heads, head_size(self, width), hidden_size(self.ratio, width),

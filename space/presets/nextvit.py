@@ -27,8 +27,8 @@ from .sizes import at_size, only
 
 __all__ = ["SIZES", "fixed", "space"]
 
-source = Source("Next-ViT: Next Generation Vision Transformer for Efficient Deployment in Realistic Industrial Scenarios", 2022,
-                systems=("S264",))
+source = Source("Next-ViT: Next Generation Vision Transformer for Efficient Deployment in Realistic Industrial Scenarios",
+                2022, systems=("S264",))
 
 # rounds of four convolution blocks and a transformer block in the third stage
 SIZES: dict[str, int] = {"tiny": 1, "s": 2, "b": 4, "l": 6}
@@ -69,4 +69,5 @@ def fixed(size: str = "tiny") -> Architecture:
     third = [item for number in range(rounds) for item in hybrid(384, 512, 1 if number else 2, 4, 2)]
     body = (PooledMerging(width=96, stride=1), repeat(convolution(), times=3), *hybrid(192, 256, 2, 3, 4), *third,
             *hybrid(768, 1024, 2, 2, 1))
-    return only(embed=ConvStem(activation="relu", last=True), width=64, body=body, head=ClassifierHead(1000), norm=BatchNorm())
+    return only(embed=ConvStem(activation="relu", last=True), width=64, body=body, head=ClassifierHead(1000),
+                norm=BatchNorm())

@@ -85,7 +85,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (WindowAttention(heads=4, window=4, shift=True), 16), (WindowAttention(heads=2, window=3, head_dim=3), 8)],
     "Zero": [(Zero(), 16)],
     "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1, activation=None), 16)],
-    "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24)],
+    "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24),
+            (bp.MLP(2, activation="relu"), 8)],
     "Identity": [(bp.Identity(), 32)],
     "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16), (bp.RMSNorm(gain=False), 24)],
     "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
@@ -95,7 +96,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                        (bp.PatchEmbedding(patch=4, channels=3, image=(8, 12), kernel=7, norm=True), 16)],
     "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16),
                      (bp.LanguageHead(tied=True), 16)],
-    "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16)],
+    "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16),
+                       (bp.ClassifierHead(classes=10, hidden=24), 32), (bp.ClassifierHead(classes=3, hidden=8), 16)],
     "Custom": [(bp.Custom(Doubled), 32), (bp.Custom(Doubled, causal=False), 16)],
 }
 

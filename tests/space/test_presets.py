@@ -39,17 +39,28 @@ PUBLISHED = {
     ("halonet", "h0"): (5.5e6, 0.005), ("halonet", "h1"): (8.1e6, 0.005), ("halonet", "h2"): (9.4e6, 0.03),
     # "8B-parameter" is all the paper says; most of what is above 8 are the two tables of 256,000 tokens.
     ("mamba2_hybrid", "8b"): (8e9, 0.1),
-    # The paper's relative positions cost a matrix per layer (1 of 24 widths squared), and its stem and scores are larger.
-    ("squeezeformer", "xs"): (9.0e6, 0.15), ("squeezeformer", "sm"): (28.2e6, 0.15), ("squeezeformer", "m"): (55.6e6, 0.15),
-    ("squeezeformer", "ml"): (125.1e6, 0.15), ("squeezeformer", "l"): (236.3e6, 0.15),
+    # The paper's relative positions cost a matrix per layer (1 of 24 widths squared).
+    ("squeezeformer", "xs"): (9.0e6, 0.05), ("squeezeformer", "s"): (18.6e6, 0.05), ("squeezeformer", "sm"): (28.2e6, 0.05),
+    ("squeezeformer", "m"): (55.6e6, 0.05), ("squeezeformer", "ml"): (125.1e6, 0.05), ("squeezeformer", "l"): (236.3e6, 0.05),
+    # iFormer's positions at every stage are not here.
+    ("iformer", "s"): (19.866e6, 0.03), ("iformer", "b"): (47.866e6, 0.015), ("iformer", "l"): (86.637e6, 0.01),
+    ("edgenext", "xxs"): (1.33e6, 0.02), ("edgenext", "xs"): (2.34e6, 0.02), ("edgenext", "s"): (5.59e6, 0.01),
+    ("edgenext", "b"): (18.51e6, 0.005),
+    ("nextvit", "s"): (31.8e6, 0.01), ("nextvit", "b"): (44.8e6, 0.01), ("nextvit", "l"): (57.8e6, 0.01),
+    ("ghostnetv2", "1x"): (6.1e6, 0.01), ("ghostnetv2", "1.3x"): (8.9e6, 0.01), ("ghostnetv2", "1.6x"): (12.3e6, 0.01),
+    ("raftmlp", "s"): (9.9e6, 0.03), ("raftmlp", "m"): (21.4e6, 0.03), ("raftmlp", "l"): (36.2e6, 0.03),
 }
 
-# Multiply-adds of one image of 224 pixels, published to 0.1 billion (ViT: as timm counts them).
+# Multiply-adds of one image of 224 pixels (EdgeNeXt: 256), published to 0.1 billion (ViT: as timm counts them).
+SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
                    ("metaformer", "s12"): 1.8, ("metaformer", "m36"): 8.8,
                    ("dinat", "m"): 2.7, ("dinat", "t"): 4.3, ("cvt", "13"): 4.5, ("cvt", "21"): 7.1,
-                   ("lit", "s"): 4.1, ("lit", "m"): 8.6, ("lit", "b"): 15.0}
+                   ("lit", "s"): 4.1, ("lit", "m"): 8.6, ("lit", "b"): 15.0,
+                   ("iformer", "s"): 4.8, ("iformer", "b"): 9.4, ("iformer", "l"): 14.0,
+                   ("edgenext", "xxs"): 0.26, ("edgenext", "xs"): 0.54, ("edgenext", "s"): 1.26, ("edgenext", "b"): 3.84,
+                   ("ghostnetv2", "1x"): 0.167, ("ghostnetv2", "1.3x"): 0.269, ("ghostnetv2", "1.6x"): 0.399}
 
 
 def preset(name):
@@ -81,7 +92,7 @@ def test_a_published_size_has_the_published_parameters(name, size):
 @pytest.mark.parametrize(("name", "size"), PUBLISHED_GMACS, ids="-".join)
 def test_a_published_size_has_the_published_multiply_adds(name, size):
     published = PUBLISHED_GMACS[name, size]
-    side = 14 if name == "vit" else 56
+    side = SIDES.get(name, 56)
     assert abs(preset(name).fixed(size).cost((side, side)).macs / 1e9 - published) < 0.05 + 0.01 * published
 
 
@@ -129,8 +140,57 @@ def test_autoformer_sizes_span_the_range_of_its_space():
 
 
 def test_squeezeformer_halves_the_rate_between_its_first_and_last_layers():
-    shape = bp.presets.squeezeformer.fixed("xs").plan.layers[0]
+    _, shape = bp.presets.squeezeformer.fixed("xs").plan.layers
     assert (len(shape.before), len(shape.inner), shape.after.layers[0].mixer.heads) == (7, 8, 4)
+
+
+def test_every_module_of_squeezeformer_is_scaled_before_and_normalised_behind_its_sum():
+    layer = bp.presets.squeezeformer.fixed("xs").plan.layers[1].after
+    modules = [op for block in layer.layers[::2] for _, op in block.sublayers()]
+    assert [type(op).__name__ for op in modules] == ["Attention", "MLP", "SqueezeformerConv", "MLP"]
+    assert {type(block.norm) for block in layer.layers[::2]} == {bp.ChannelScale}
+    assert set(layer.layers[1::2]) == {bp.StreamNorm(bp.LayerNorm())}
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l"])
+def test_iformer_attends_with_more_of_its_channels_the_deeper_a_layer_lies(size):
+    architecture = bp.presets.iformer.fixed(size)
+    width, shares = architecture.plan.width, []
+    for item in architecture.plan.layers:
+        if isinstance(item, bp.ConvEmbedding):
+            width = item.width
+        else:
+            shares.append(item.mixer.heads * 32 / width)
+    assert shares == sorted(shares) and shares[0] == 1 / 3 and shares[-1] > 0.9
+
+
+def test_edgenext_ends_its_later_stages_with_attention_of_channels_behind_growing_filters():
+    first, *later = bp.presets.edgenext.fixed("s").plan.layers[2:]
+    assert first.mixer.kernel == 3
+    assert [[getattr(block.mixer, "kernel", "xca") for block in stage.layers] for stage in later] == [
+        [5, 5, "xca"], [7] * 8 + ["xca"], [9, 9, "xca"]]
+    assert [stage.layers[-1].mixer.position for stage in later] == [True, False, False]
+
+
+def test_next_vit_ends_every_round_of_convolution_blocks_with_a_wider_transformer_block():
+    body = bp.presets.nextvit.fixed("b").plan.layers
+    kinds = "".join({"PooledMerging": "p", "Stack": "c", "NextTransformer": "T"}[type(item).__name__] for item in body)
+    assert kinds == "pccc" + "pcccT" + "pccccT" * 4 + "pccT"
+    assert [item.width for item in body if isinstance(item, bp.NextTransformer)] == [256] + [512] * 4 + [1024]
+
+
+@pytest.mark.parametrize("size", ["tiny", "t", "b"])
+def test_ascan_never_has_fewer_transformer_blocks_in_a_later_stage(size):
+    _, layouts, _ = bp.presets.ascan.SIZES[size]
+    counts = [layout.count("T") for layout in layouts]
+    assert counts == sorted(counts) and counts[0] == 0 and "C" not in layouts[-1]
+    assert all(layout == "C" * layout.count("C") + "T" * layout.count("T") for layout in layouts)
+
+
+def test_ghostnetv2_has_gates_in_all_but_its_first_two_bottlenecks():
+    parts = bp.presets.ghostnetv2.fixed("1x").plan.layers[:-1]
+    gates = [getattr(part, "mixer", part).gate for part in parts]
+    assert gates == [None, None] + [5] * 14
 
 
 @pytest.mark.parametrize("name", FAMILIES)
