@@ -165,6 +165,7 @@ def test_a_depthwise_mlp_without_filters_is_a_feed_forward_layer_with_norms():
     ours, x = module(bp.DepthwiseMLP(reduction=None)).eval(), grid(5, 7)
     with torch.no_grad():
         ours.conv.taps.zero_()
+        ours.conv_norm.weight.zero_()
         ours.conv_norm.bias.zero_()
     close(ours(x), ours.down_norm(ours.down(F.gelu(ours.up_norm(ours.up(x))))))
 
@@ -285,7 +286,7 @@ def test_fewer_tokens_leave_out_the_last_weights():
     for config in (bp.TokenMLP(max_len=20, hidden=9), bp.NiNGate(max_len=20, hidden=9)):
         ours, shorter = module(config), module(type(config)(max_len=12, hidden=9))
         names = dict(shorter.named_parameters())
-        shorter.load_state_dict({name: p[tuple(slice(s) for s in names[name].shape)] for name, p in ours.state_dict().items()})
+        shorter.load_state_dict({name: p[tuple(map(slice, names[name].shape))] for name, p in ours.state_dict().items()})
         close(ours(grid(12)), shorter(grid(12)))
         with pytest.raises(ValueError, match="at most max_len tokens: got 21 and 20; use a larger max_len"):
             ours(grid(21))
