@@ -96,4 +96,4 @@ class GhostTransition(Merging):
         out, after = self.out(width, length)
         filters = width + (hidden_channels(width, self).size if self.stride > 1 else 0)
         shortcut = tokens_of(after) * (filters * self.thin**2 + width * out)
-        return branch_macs(width, out, self, length, after) + shortcut
+        return float(branch_macs(width, out, self, length, after) + shortcut)

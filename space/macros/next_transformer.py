@@ -97,7 +97,8 @@ class NextTransformer(Merging):
     def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]
         added = self.width - width
         per_token = width * added + 2 * self.width * hidden_size(self.ratio, self.width)
-        return self._attention(width).macs(width, length) + self._conv().macs(added, length) + tokens_of(length) * per_token
+        parts = self._attention(width).macs(width, length) + self._conv().macs(added, length)
+        return float(parts + tokens_of(length) * per_token)
 
 
 def within(prefix: str, part: Operator, channels: Axis) -> dict[str, Param]:

@@ -91,7 +91,7 @@ class InceptionMixer(Operator):
                              f"{self.heads} * {self.head_dim} of {width}; use fewer heads, or attention alone")
 
     def _channels(self, width: int) -> int:
-        return (width - self.heads * self.head_dim) // 2
+        return int(width - self.heads * self.head_dim) // 2
 
     def axes(self, width: int) -> dict[str, Param]:
         channels = self._channels(width)

@@ -43,7 +43,7 @@ class RaftMixing(nn.Module):
         x_BHWD = as_grid(x)
         x_BLSD = x_BHWD.transpose(1, 2) if self.along == "rows" else x_BHWD
         places, (side, raft, _) = x_BLSD.shape[2], self.down.shape
-        x_BLSOR = stretched(x_BLSD, side).unflatten(-1, (-1, raft))
+        x_BLSOR = torch.unflatten(stretched(x_BLSD, side), -1, (-1, raft))
         h_BLOF = F.gelu(torch.einsum("blsor,fsr->blof", x_BLSOR, self.up))
         y_BLSD = torch.einsum("blof,srf->blsor", h_BLOF, self.down).flatten(-2)
         y_BLSD = stretched(y_BLSD, places)
@@ -90,7 +90,7 @@ class RaftMLP(Operator):
             raise ValueError(f"{unknown('along', self.along, DIRECTIONS)} (at {where})")
 
     def _hidden(self) -> int:
-        return max(round(self.ratio * self.side * self.raft), 1)
+        return int(max(round(self.ratio * self.side * self.raft), 1))
 
     def axes(self, width: int) -> dict[str, Param]:
         f, places, raft = axis("hidden", self._hidden()), axis("places", self.side, "spread"), axis("raft", self.raft)

@@ -68,12 +68,13 @@ class SplitTranspose(nn.Module):
         y_BTD = self.attention(self.attention_norm(x_BTD))
         x_BTD = x_BTD + (y_BTD if self.attention_scale is None else y_BTD * self.attention_scale)
         y_BTD = self.down(F.gelu(self.up(self.norm(x_BTD))))
-        return (y_BTD if self.scale is None else y_BTD * self.scale).view(x.shape)
+        y: Tensor = (y_BTD if self.scale is None else y_BTD * self.scale).view(x.shape)
+        return y
 
     def split(self, x_BHWD: Tensor) -> Tensor:
         """Channel c belongs to split c modulo S; where S does not divide the width, zeros fill up the later splits."""
         splits, width = len(self.taps) + 1, x_BHWD.shape[-1]
-        x_BHWPS = F.pad(x_BHWD, (0, -width % splits)).unflatten(-1, (-1, splits))
+        x_BHWPS = torch.unflatten(F.pad(x_BHWD, (0, -width % splits)), -1, (-1, splits))
         before, done = torch.zeros_like(x_BHWPS[..., 0]), []
         for part_BHWP, taps_P33 in zip(x_BHWPS.unbind(-1), self.taps, strict=False):
             before = filtered(part_BHWP + before, taps_P33)

@@ -37,9 +37,9 @@ class SubspaceMaps(nn.Module):
         x_BHWD = as_grid(x)
         h_BDHW = F.relu(self.norm(x_BHWD * self.scale)).permute(0, 3, 1, 2)
         h_BHWD = F.max_pool2d(h_BDHW, 3, 1, 1).permute(0, 2, 3, 1) * self.point
-        scores_BHWG = F.relu(self.point_norm(h_BHWD.unflatten(-1, (-1, self.groups)).sum(-2)))
+        scores_BHWG = F.relu(self.point_norm(torch.unflatten(h_BHWD, -1, (-1, self.groups)).sum(-2)))
         maps_BHWG = scores_BHWG.flatten(1, 2).softmax(1).view(scores_BHWG.shape)
-        y_BHWMG = x_BHWD.unflatten(-1, (-1, self.groups)) * maps_BHWG[..., None, :]
+        y_BHWMG: Tensor = torch.unflatten(x_BHWD, -1, (-1, self.groups)) * maps_BHWG[..., None, :]
         return y_BHWMG.reshape(x.shape)
 
 
