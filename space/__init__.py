@@ -15,9 +15,10 @@
     graph, canonical, drawing   the typed graph, its canonical labelling, its picture
     operator, axes     what an operator declares: sizes, named axes, costs, its source
     operators/         the operators
-    model              the module of a plan
+    model, joined      the module of a plan; its blocks with placed norms and other joins
     elastic/           the supernet: where shared weights live, takes, extraction, importance order
     scaling/           a motif at another size, with starting values and rates that carry over
+    equivalents/       trained networks as other networks that compute the same
     presets/           published families as spaces and as fixed architectures
     export/            the standalone model folder
 """

@@ -150,8 +150,12 @@ def _block_words(block: Any) -> str:
 
 
 def _norm_words(block: Block, plan: Plan) -> str:
-    """The norm of a layer, where it is another than the network's last."""
-    return "" if operator_label(block.norm) == operator_label(plan.norm) else f", norm {_words(block.norm)}"
+    """The norm of a layer, where it is another than the network's last, and how it meets the stream, where not by a sum."""
+    words = "" if operator_label(block.norm) == operator_label(plan.norm) else f", norm {_words(block.norm)}"
+    given = block.options()
+    words += f", {given['placement']}-norm" if "placement" in given else ""
+    words += f", {_words(given['join'])}" if "join" in given else ""
+    return words + (f", input x {given['input_scale']:.3g}" if "input_scale" in given else "")
 
 
 def _tie_words(plan: Plan) -> str:

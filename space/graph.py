@@ -146,6 +146,23 @@ class Draft:
         self.edges.append((stream, total, RESIDUAL))
         return total
 
+    def joined(self, place: str, role: str, block: Any, operator: Any, stream: int, width: int) -> int:
+        """A sublayer of a block that places its norm, or joins the stream, in a way of its own."""
+        def norm(after: int, name: str = "norm") -> int:
+            return self.node(operator_label(block.norm), "norm", f"{place}.{name}", block.norm, after)
+
+        y = norm(stream) if block.placement in ("pre", "peri") else stream
+        if block.input_scale != 1:
+            y = self.node(f"scale({block.input_scale:g})", "scale", "", None, y)
+        y = self.op(operator, f"{place}.op", role, y, width)
+        if block.placement in ("peri", "out"):
+            y = norm(y, "out_norm" if block.placement == "peri" else "norm")
+        label = operator_label(block.join)
+        total = (self.node("sum", "sum", "", None, y) if label == "Add()" else
+                 self.node(label, "sum", f"{place}.join", block.join, y))
+        self.edges.append((stream, total, RESIDUAL))
+        return norm(total) if block.placement == "post" else total
+
     def branch(self, place: str, role: str, norm: Any, operator: Any, stream: int, width: int) -> int:
         """Norm and operator without the sum."""
         normed = self.node(operator_label(norm), "norm", f"{place}.norm", norm, stream)

@@ -48,7 +48,8 @@ def tokens_of(length: Length) -> int:
 class Operator:
     """Base of operator configs. Subclasses are `@dataclass(frozen=True)` and name their kind.
 
-    kind: mixer | channel | norm | embedding | head | identity | macro.
+    kind: mixer | channel | norm | join | embedding | head | identity | macro. The module of a join takes the stream and what
+    is joined to it, both [B, T, D].
     causal: output t depends on inputs up to t only. streaming: the module has `init_state` and `step`.
     spatial: the module takes a grid [B, H, W, D] as it is; others get it flattened to [B, T, D]. The `length` of a spatial
     operator's cost formulas is (height, width) on a grid, else a number of tokens.

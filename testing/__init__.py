@@ -64,7 +64,7 @@ def check_operator(config: Operator, width: int, *, smaller: Sequence[tuple[Oper
     members = [(config, width), *smaller]
     for each, size in members:
         check_declaration(each, size)
-        if each.kind in ("mixer", "channel", "norm"):
+        if each.kind in ("mixer", "channel", "norm", "join"):
             check_causality(each, size)
             check_patterns(each, size)
             check_complexity(each, size)

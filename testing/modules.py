@@ -38,8 +38,9 @@ def built(config: Operator, width: int, seed: int = 0, dtype: torch.dtype = torc
 
 def example_inputs(config: Operator, width: int, batch: int = 2, length: Length | None = None, seed: int = 1,
                    dtype: torch.dtype = torch.float32, device: Any = None) -> tuple[Any, ...]:
-    """Random arguments of the module's forward: ids, pixels, frames, or activations with the table a tied head reads or the
-    dictionary that layers share. A length (height, width) gives a grid; default: 9 tokens, 5 by 4 for spatial operators."""
+    """Random arguments of the module's forward: ids, pixels, frames, or activations with the table a tied head reads, what
+    a join adds to them, or the dictionary that layers share. A length (height, width) gives a grid; default: 9 tokens, 5 by
+    4 for spatial operators."""
     generator = torch.Generator().manual_seed(seed)
     size = length or ((5, 4) if config.spatial else 9)
     tokens = size if isinstance(size, tuple) else (size,)
@@ -56,8 +57,13 @@ def example_inputs(config: Operator, width: int, batch: int = 2, length: Length 
     x_BTD = random(batch, *tokens, width)
     if getattr(config, "tied", False):
         return x_BTD, random(11, width)
+    given = (x_BTD, random(batch, *tokens, width)) if config.kind == "join" else (x_BTD,)
     shared = _shared(config, width)
-    return (x_BTD,) if shared is None else (x_BTD, {name: random(batch, *tokens, width) for name in shared})
+    if shared is None:
+        return given
+    if getattr(config, "reads_condition", False):
+        return *given, {"condition": random(batch, 1, width)}
+    return *given, {name: random(batch, *tokens, width) for name in shared}
 
 
 def _shared(config: Operator, width: int) -> tuple[str, ...] | None:

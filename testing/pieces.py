@@ -34,7 +34,8 @@ def check_batch(config: Operator, width: int, tolerance: float = 1e-10) -> None:
     for row, length in enumerate(RAGGED):
         alone = _row(inputs, row)
         if config.causal and not config.spatial:
-            alone = (alone[0][:, :length], *alone[1:])
+            joined = alone[1:2] if config.kind == "join" else ()
+            alone = (*(part[:, :length] for part in (alone[0], *joined)), *alone[1 + len(joined):])
         y_BTD = run(module, alone)
         seen = together[row:row + 1, :y_BTD.shape[1]]
         error = (seen - y_BTD).abs().max().item() / max(1.0, y_BTD.abs().max().item())

@@ -29,10 +29,45 @@ CAUSAL = {
                                       head=bp.LanguageHead(tied=False)),
     "dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DenseAverage())),
     "value residual": space(bp.Stack(bp.repeat(ATTENTION, bp.integer(2, 3)), bp.ValueResidual())),
+    "values of the first": space(bp.Stack(bp.repeat(ATTENTION, bp.integer(2, 4)), bp.choice(
+        bp.ValueResidual("identity"), bp.ValueResidual("single"), bp.ValueResidual("single", last=1),
+        bp.ValueResidual(last=2)))),
+    "sub-norms": space(bp.Stack(bp.repeat(bp.Block(
+        mixer=bp.Attention(heads=4, kv_heads=2, sub_norm=bp.choice(True, False), qk_norm=True, window=bp.choice(None, 4)),
+        channel=bp.choice(bp.MLP(ratio=1, sub_norm=True), bp.SwiGLU(ratio=1, sub_norm=True)),
+        placement=bp.choice("pre", "peri")), 3),
+        bp.choice(bp.CrossLayerKV(), bp.ValueResidual("single")))),
     "cross-layer": space(bp.Stack(bp.repeat(ATTENTION, 4), bp.choice(bp.CrossLayerKV(), bp.CrossLayerKV(every=3)))),
     "hyper": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.HyperConnections(bp.choice(2, 3)))),
     "static hyper": space(bp.Stack(bp.repeat(BLOCK, 2), bp.HyperConnections(dynamic=False))),
     "ladder": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.Ladder())),
+    "placed norms": space(bp.repeat(bp.Block(
+        mixer=MIXER, channel=bp.MLP(ratio=2), placement=bp.choice("pre", "post", "peri", "out"),
+        input_scale=bp.choice(1.0, 0.5), join=bp.choice(bp.Add(), bp.Add(skip=1.5))), 3)),
+    "joins": space(bp.repeat(bp.Block(mixer=MIXER, channel=bp.choice(bp.MLP(ratio=1), bp.Identity()), join=bp.choice(
+        bp.LayerScale(), bp.LayerScale(init=0.0, per_channel=False), bp.GatedResidual(), bp.GatedResidual("highway"),
+        bp.AugmentedShortcut(paths=bp.choice(1, 2)))), 3), recursion=bp.choice(bp.Once(), bp.Loop(2, lora_rank=2))),
+    "dilated dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(3, 5)), bp.choice(bp.DenseAverage(dilation=2),
+                                                                              bp.DenseAverage(2, period=2)))),
+    "deep cross": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.DeepCrossAttention(bp.choice(1, 2, None)))),
+    "ensemble": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.PathEnsemble(bp.choice(True, False)))),
+    "dual": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DualStream(bp.choice("both", "token"),
+                                                                             bp.choice("both", "token", "context")))),
+    "groups": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 5)), bp.GroupFusion(bp.choice(2, 3)))),
+    "depth": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.choice(bp.NormScaling(), bp.DeepNorm(), bp.DeepScale(),
+                                                                          bp.DepthScale()))),
+    "units of other kinds": space(bp.Stack((BLOCK, bp.Block(mixer=MIXER, placement="peri"), bp.Looped((BLOCK,), bp.Loop(2))),
+                                           bp.choice(bp.DeepCrossAttention(), bp.PathEnsemble(), bp.HyperConnections()))),
+    "dense group": space(bp.DenseGroup(bp.repeat(bp.Block(
+        mixer=bp.choice(bp.Attention(heads=2, head_dim=8), bp.ShortConv()), channel=bp.MLP(ratio=1)), bp.integer(1, 3)),
+        growth=bp.choice(4, 8))),
+    "conditioned": space(bp.Conditioned(bp.repeat(bp.Block(
+        mixer=MIXER, channel=bp.MLP(ratio=1), join=bp.AdaGate(), norm=bp.choice(bp.AdaNorm(), bp.TimeDependentNorm())), 2))),
+    "conditioned now and then": space(bp.Conditioned((BLOCK, bp.Block(mixer=MIXER, norm=bp.AdaNorm()), bp.Stack((
+        BLOCK, bp.Block(mixer=MIXER, join=bp.AdaGate())), bp.Ladder())))),
+    "spectral": space((bp.StreamNorm(bp.choice(bp.LayerNorm(), bp.RMSNorm())), bp.repeat(bp.Block(
+        mixer=bp.choice(bp.Spectral(bp.Attention(heads=bp.choice(2, 4))), bp.Spectral(bp.ShortConv(), iterations=2)),
+        channel=bp.Spectral(bp.SwiGLU(ratio=bp.choice(1, 2))), placement="peri"), 2))),
     "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
         bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
 }
@@ -51,6 +86,12 @@ NOT_CAUSAL = {
 IMAGES = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
 GRID = {
     "a stage of another width on a grid": space(bp.Stage(bp.repeat(BLOCK, 2), width=bp.choice(24, 32)), **IMAGES),
+    "conditioned on a grid": space(bp.Conditioned(bp.repeat(bp.Block(
+        mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), channel=bp.MLP(ratio=1), join=bp.AdaGate(),
+        norm=bp.choice(bp.AdaNorm(), bp.TimeDependentNorm())), 2)), **IMAGES),
+    "class attention": space((bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1),
+                                                 join=bp.LayerScale()), 2),
+                              bp.ClassAttention(depth=bp.choice(1, 2), heads=bp.choice(2, 4), ratio=2)), **IMAGES),
     "grid": space((bp.Stage((bp.Block(mixer=bp.DepthwiseConv2d(kernel=bp.choice(3, 5)), channel=bp.MLP()),), stride=1),
                    bp.Stage(bp.repeat(BLOCK, 2), stride=(2, 2), width=bp.choice(24, 32))),
                   **IMAGES),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..choices import Integer, Real
 from ..elastic.layout import MAX_VARIANTS, Survey
 from ..grammar import held
 from ..macros.base import Macro
 from ..operator import Operator
-from ..plan import Block, Loop, Once
+from ..plan import Block, Loop, Once, check_input_scale, check_placement
 from .reaching import Misfit, first_reached
 from .spec import variants
 
@@ -95,11 +96,23 @@ class _Checker:
                             "write Block(mixer=..., channel=...)")
 
     def _macro(self, item: Macro, where: str) -> None:
+        if isinstance(item, Block):
+            self._number(item.placement, check_placement, f"{where}.placement")
+            self._number(item.input_scale, check_input_scale, f"{where}.input_scale")
         for name in item.holds:
             if name in item.streams:
                 self._body(getattr(item, name), f"{where}.{name}")
             elif getattr(item, name) is not None:
                 self._sublayer(getattr(item, name), name, f"{where}.{name}")
+
+    def _number(self, item: Any, check: Callable[[Any, str], None], where: str) -> None:
+        """A plain field of a block, which may be a choice."""
+        inside = held(item)
+        for end, part in inside or ():
+            self._number(part, check, where + end)
+        if inside is None:
+            for value in (item.low, item.high) if isinstance(item, (Integer, Real)) else (item,):
+                check(value, where)
 
     def _sublayer(self, item: Any, role: str, where: str) -> None:
         inside = held(item)
@@ -110,13 +123,13 @@ class _Checker:
         if isinstance(item, type) and issubclass(item, Operator):
             raise TypeError(f"{role} must be an operator at {where}: got the class {item.__name__}; "
                             f"write {item.__name__}()")
-        if isinstance(item, (tuple, list)) and role not in ("mixer", "channel", "norm"):
+        if isinstance(item, (tuple, list)) and role not in ("mixer", "channel", "norm", "join"):
             for i, part in enumerate(item):
                 self._sublayer(part, role, f"{where}.{i}")
             return None
         if isinstance(item, Macro) and not isinstance(item, Block):
             return self._macro(item, where)
-        allowed = ("norm",) if role == "norm" else ("mixer", "channel", "identity")
+        allowed = (role,) if role in ("norm", "join") else ("mixer", "channel", "identity")
         if not isinstance(item, Operator) or item.kind not in allowed:
             raise TypeError(f"{role} must be an operator of kind {' or '.join(allowed)} at {where}: got {_named(item)}; "
                             "wrap your own nn.Module as Custom(MyModule)")

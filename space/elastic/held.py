@@ -41,8 +41,7 @@ def _add_lora(home: str, loop: Loop, inside: Iterable[Site], members: Members) -
     """The pairs of one loop with LoRA, for every matrix it repeats."""
     matrices: Members = {}
     for site in inside:
-        if not site.is_norm:
-            _add(site, matrices)
+        _add(site, matrices)
     for address, found in matrices.items():
         for matrix in dict.fromkeys(found):
             if matrix.is_matrix:

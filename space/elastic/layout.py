@@ -34,7 +34,6 @@ class Site(NamedTuple):
     address: str
     operators: list[Operator]
     widths: Widths
-    is_norm: bool = False
     origins: Mapping[Operator, tuple[Operator, ...]] = MappingProxyType({})
 
     def rewritten(self, rewrite: Callable[[Any], Any]) -> Site:
@@ -125,11 +124,15 @@ class Survey:
         return widths
 
     def _block(self, parts: dict[str, Node], widths: Widths, slot: str) -> None:
-        norms = list(operator_nodes(parts["norm"]))
+        placements = {value for value in variants(parts["placement"], MAX_VARIANTS)}
+        around = [(path_of(node), list(variants(node, MAX_VARIANTS))) for name in ("norm", "join")
+                  for node in operator_nodes(parts[name])]
+        around += [(f"{path_of(node)}|out", list(variants(node, MAX_VARIANTS))) for node in operator_nodes(parts["norm"])
+                   if "peri" in placements]
         for role in ("mixer", "channel"):
             self.visit(parts[role], widths, slot)
             for home in dict.fromkeys(join(slot, path_of(node)) for node in operator_nodes(parts[role])):
-                self.sites += [Site(f"{home}|{path_of(n)}", list(variants(n, MAX_VARIANTS)), widths, True) for n in norms]
+                self.sites += [Site(f"{home}|{path}", operators, widths) for path, operators in around]
 
     def _macro(self, cls: type[Macro], node: Node, widths: Widths, slot: str) -> Widths:
         parts, first, home = fields_of(node), len(self.sites), join(slot, path_of(node))
@@ -226,7 +229,10 @@ def _place(item: Any, place: Any, prefix: str, slot: str, width: int, found: dic
     if isinstance(item, Block):
         for role, op in item.sublayers():
             _place(op, place[role], f"{prefix}.{role}.op", slot, width, found)
-            found[f"{prefix}.{role}.norm"] = f"{found[f'{prefix}.{role}.op']}|{place['norm']['']}"
+            home = found[f"{prefix}.{role}.op"]
+            for name, _, held in item.around():
+                end = "|out" if name == "out_norm" else ""
+                found[f"{prefix}.{role}.{name}"] = f"{home}|{place[held]['']}{end}"
     elif isinstance(item, Macro):
         if place.get("recursion"):
             found[f"{prefix}.lora"] = join(slot, place["recursion"][""])

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..joined import JoinedBlock, JoinedSublayer
 from ..macros.base import Macro
+from ..macros.conditioned import ConditionedLayers
 from ..macros.encoder_decoder import EncoderDecoderLayers
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
+from ..macros.units import UnitLayers
 from ..model import BlockModule, Layers, Sublayer
 from .record import Record, construct, is_own_class
 from .sharing import below
@@ -19,7 +22,7 @@ from .standins import stand_in
 if TYPE_CHECKING:
     from ..architecture import Architecture
 
-__all__ = ["Built"]
+__all__ = ["Built", "is_joined"]
 
 
 class Built:
@@ -55,8 +58,9 @@ class Built:
         """
         reading = {id(self[name]) for name, op in self.architecture.modules if getattr(op, "reads_shared", False)}
         modules = [record.module for record in self.records.values()]
-        self.has_source = self.spreads = any(isinstance(m, EncoderDecoderLayers) for m in modules)
-        starts: list[nn.Module] = [m for m in modules if isinstance(m, EncoderDecoderLayers)]
+        self.has_source = any(isinstance(m, EncoderDecoderLayers) for m in modules)
+        starts: list[nn.Module] = [m for m in modules if isinstance(m, EncoderDecoderLayers | ConditionedLayers)]
+        self.spreads = bool(starts)
         starts += [m for m in modules if isinstance(m, SharingLayers) and any(id(part) in reading for part in m.modules())]
         covered = {id(m) for start in starts for m in start.modules()}
         if self.has_source or not reading <= covered:               # a hand-over that is not one of these: everywhere
@@ -79,8 +83,10 @@ class Built:
         """Whether a part gets nothing: keys and values are for the own mixers of sharing layers."""
         if self.spreads:
             return False
+        if isinstance(owner, JoinedSublayer):
+            return owner.hides and part is owner.op
         return owner.hides if isinstance(owner, Sublayer) else (
-            isinstance(owner, SharingLayers) and not isinstance(part, BlockModule))
+            isinstance(owner, SharingLayers) and not isinstance(part, BlockModule | JoinedBlock))
 
     def written(self) -> Iterator[Record]:
         """The modules that the file constructs by name, parts before what they are given to."""
@@ -110,12 +116,13 @@ class Built:
         for record in self.written():
             cls = record.classes()[0]
             if is_own_class(cls):
-                (holders if record.standin is not None or id(record.module) in macros else leaves).append(cls)
+                holds = record.standin is not None or id(record.module) in macros or is_joined(record.module)
+                (holders if holds else leaves).append(cls)
         return list(dict.fromkeys(leaves)), list(dict.fromkeys(holders))
 
     def stacked(self) -> list[nn.Module]:
         """The layers of stacks whose units are sublayers."""
-        return [layer for r in self.records.values() if isinstance(r.module, HyperLayers | LadderLayers)
+        return [layer for r in self.records.values() if isinstance(r.module, HyperLayers | LadderLayers | UnitLayers)
                 for layer in r.module.layers]
 
     def adapted(self) -> list[nn.Module]:
@@ -124,3 +131,7 @@ class Built:
                  for layer in r.module.layers]
         return [*inner, *(self.layers if self.wraps else [])]
 
+
+def is_joined(module: nn.Module) -> bool:
+    """Whether it is a block, or a sublayer, that is written out as it stands in `space/joined.py`."""
+    return isinstance(module, JoinedBlock | JoinedSublayer)

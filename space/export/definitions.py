@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from ..joined import JoinedBlock
 from ..macros import running as house_running
 from ..model import BlockModule, Sublayer
 from ..operators import spatial
 from . import running, skeleton, stacks, units
-from .built import Built
+from .built import Built, is_joined
 from .collect import Collector
 from .fold import specialise
 from .inline import RUNNING, Parts, inlined, of_rank
@@ -82,7 +83,8 @@ class Definitions:
         """What these definitions show about the hand-over."""
         if not self.handed.classes:
             return self.handed
-        operators = {c for r in self.built.records.values() if r.standin is None for c in r.classes()}
+        operators = {c for r in self.built.records.values() if r.standin is None and not is_joined(r.module)
+                     for c in r.classes()}
         texts = {c: self.chunks[name].text for c in operators
                  if (name := self.collector.name_of(c)) in self.chunks and c in self.handed.classes}
         users = {c for c in texts if any(not hands_on_alone(texts[base]) for base in c.__mro__ if base in texts)}
@@ -152,7 +154,8 @@ class Definitions:
         stacked = self.built.stacked()
         given = {"Stepping": self.built.adapted(), "change": stacked, "step_change": stacked}
         asked = () if stacked else self._names([skeleton.Sublayer])
-        return Parts(self.built.grid, lambda m: type(m) in self.handed.classes, BlockModule, held, given, asked)
+        return Parts(self.built.grid, lambda m: type(m) in self.handed.classes, BlockModule,
+                     (BlockModule, JoinedBlock), held, given, asked)
 
     def _trim(self, *, generates: bool) -> None:
         """Take out what this kind of model does not do at all."""

@@ -59,7 +59,8 @@ def _written(value: Any) -> str:
 def item_config(item: Any, width: int) -> dict[str, Any]:
     """A layer or macro of the body with everything in it, as JSON values."""
     if isinstance(item, Block):
-        return {**{name: _field_value(op) for name, op in item.sublayers()}, "norm": _field_value(item.norm)}
+        options = {name: _field_value(value) for name, value in item.options().items()}
+        return {**{name: _field_value(op) for name, op in item.sublayers()}, "norm": _field_value(item.norm), **options}
     streams = getattr(item, "streams", ())
     found = {"type": type(item).__name__, **fields_of(item, streams)}
     for name in streams:
@@ -100,7 +101,9 @@ def _rows(items: Iterable[tuple[str, Any]], width: int) -> Iterator[Row]:
 
 def _block_row(number: str, block: Block) -> Row:
     named = {name: short(op) for name, op in block.sublayers()}
-    return Row(number, named.get("mixer", "-"), named.get("channel", "-"))
+    options = ", ".join(f"{name}={_written(value)}" for name, value in block.options().items())
+    channel = named.get("channel", "-")
+    return Row(number, named.get("mixer", "-"), f"{channel}; {options}" if options else channel)
 
 
 def _joined(run: list[Row]) -> Row:

@@ -22,7 +22,7 @@ SIGNATURES = {"as_sequence": "part, x, spatial, shared=None", "change": "part, x
               "step_part": "part, x, state, spatial, shared=None", "step_change": "part, x, state, shared=None",
               "initial_state": "part, batch, dtype, device", "units_of": "layer", "as_grid": "x", "handed": "layer, shared"}
 RUNNING = tuple(SIGNATURES)
-RANKED = ("macros.stage", "macros.ushape", "operators.spatial")
+RANKED = ("macros.stage", "macros.ushape", "operators.spatial", "operators.ada_norm", "macros.conditioned")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,15 @@ class Parts:
     """What is known of the modules that classes of the file run.
 
     grid: whether the stream is one. shares: whether a module takes what layers hand on. block: the class whose children
-    are units. held: for each class its instances, as built here; given: for other definitions the parts they run.
-    asked: classes whose `step` is asked for only where their part has one. marked: filled with the classes of parts that
-    are asked at run time whether they take what is handed on.
+    are units. blocks: the classes that keys and values are for. held: for each class its instances, as built here; given:
+    for other definitions the parts they run. asked: classes whose `step` is asked for only where their part has one.
+    marked: filled with the classes of parts that are asked at run time whether they take what is handed on.
     """
 
     grid: bool
     shares: Callable[[nn.Module], bool]
     block: type
+    blocks: tuple[type, ...]
     held: Mapping[str, list[nn.Module]] = field(default_factory=dict)
     given: Mapping[str, list[nn.Module]] = field(default_factory=dict)
     asked: Collection[str] = ()
@@ -181,7 +182,7 @@ class _Site:
     def handed(self) -> str:
         """All that the stream shares, where only blocks take any of it."""
         takers = [part for part in self.found if self.parts.shares(part)]
-        is_for_blocks = bool(takers) and all(isinstance(part, self.parts.block) for part in takers)
+        is_for_blocks = bool(takers) and all(isinstance(part, self.parts.blocks) for part in takers)
         return self.argument["shared"] if is_for_blocks else self.call("layer", "shared")
 
     def as_grid(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..macros.running import as_sequence, initial_state, step_part, without_attention
-from .skeleton import Layer, Stepping
+from .skeleton import Stepping
 
 __all__ = ["AdaptedLayers", "Layers", "LoopedLayers", "SharingLayers", "handed"]
 
@@ -147,4 +147,4 @@ class SharingLayers(nn.Module):
 
 def handed(layer: nn.Module, shared: dict[str, Any]) -> dict[str, Any] | None:
     """What a layer gets of what its stream shares: keys and values are for blocks alone."""
-    return shared if isinstance(layer, Layer) else without_attention(shared)
+    return shared if hasattr(layer, "mixer") else without_attention(shared)

@@ -9,6 +9,7 @@ from torch import nn
 
 from .. import model
 from ..macros import residual_layers
+from ..macros import units as macro_units
 from . import skeleton, stacks, units
 from .record import Record
 
@@ -16,7 +17,9 @@ __all__ = ["ALIASES", "stand_in"]
 
 # What source in the file may name, beside what is constructed.
 ALIASES: dict[Any, Any] = {model.Sublayer: skeleton.Sublayer, model.BlockModule: skeleton.Layer, model.Layers: stacks.Layers,
-                           model.LowRank: skeleton.LowRank, model.Stepping: skeleton.Stepping}
+                           model.LowRank: skeleton.LowRank, model.Stepping: skeleton.Stepping,
+                           macro_units.change: units.change, macro_units.step_change: units.step_change,
+                           macro_units.units_of: units.units_of}
 Given = dict[str, Any]
 
 

@@ -8,5 +8,9 @@
     ushape            down, inner layers, up, with a skip
     looped            layers that run several times
     encoder_decoder   layers that read what other layers made of the source
-    stack, residual   layers with another residual topology
+    stack, residual_*   layers with another residual topology; units are their sublayers
+    dense_group         layers that each read the concatenation of all before
+    conditioned         layers that read a condition
+    class_attention     a class token that reads the patches
+    stream_norm         a norm on the stream itself
 """

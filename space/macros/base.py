@@ -77,9 +77,9 @@ class Macro(Operator, abstract=True):
         return self.vanishes and not self.inside()
 
     def inside(self) -> list[Any]:
-        """The operators and items of streams that it runs, norms left out."""
+        """The operators and items of streams that it runs, norms and joins left out."""
         held = (item for name in self.holds for item in as_items(getattr(self, name)))
-        return [item for item in held if not is_absent(item) and getattr(item, "kind", "") != "norm"]
+        return [item for item in held if not is_absent(item) and getattr(item, "kind", "") not in ("norm", "join")]
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         if not abstract:

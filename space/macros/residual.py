@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 from ..axes import Init, Param, axis, param
 from ..operator import Length, Source, tokens_of
 from ..operators.attention import Attention
+from ..operators.checks import is_whole
 from ..plan import Block
 
+MODES = ("learnable", "identity", "single")
 __all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "Residual", "ValueResidual"]
 
 
@@ -34,6 +36,10 @@ class Residual:
         """The layers as this topology needs them, one for one; placeholders stay."""
         return items
 
+    def join(self, layers: list[Any], width: int, units: int) -> Any:
+        """The module that runs the layers, None for one after the other."""
+        return None
+
     def rewrite(self, operator: Any) -> Any:
         """What the topology may make of an operator."""
         return operator
@@ -42,41 +48,73 @@ class Residual:
 @dataclass(frozen=True)
 class DenseAverage(Residual):
     """DenseFormer (Pagliardini et al., 2024): after layer i the stream is a learned weighted sum of the input and of the
-    outputs of layers 1 to i; it starts as the newest alone."""
+    outputs of layers 1 to i; it starts as the newest alone.
 
+    dilation: only every so many outputs, counted back from the newest, take part. period: only after every so many layers.
+    """
+
+    dilation: Any = 1
+    period: Any = 1
     source: ClassVar[Source] = Source("DenseFormer: Enhancing Information Flow in Transformers via Depth Weighted "
-                                      "Averaging", 2024)
+                                      "Averaging", 2024, systems=("S071",))
+
+    def check(self, where: str) -> None:
+        for name, number in (("dilation", self.dilation), ("period", self.period)):
+            if not is_whole(number):
+                raise ValueError(f"{name} is 1 or more at {where}: got {number!r}")
 
     def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
-        """One row of weights per layer, rows of growing length one after the other, so that fewer layers are a prefix."""
-        return {"weights": param(axis("depth_pairs", layers * (layers + 3) // 2), init="zeros")} if layers else {}
+        """One row of weights per average, rows of growing length one after the other, so that fewer layers are a prefix."""
+        pairs = sum(i // self.dilation + 1 for i in range(self.period, layers + 1, self.period))
+        return {"weights": param(axis("depth_pairs", pairs), init="zeros")} if pairs else {}
 
 
 @dataclass(frozen=True)
 class ValueResidual(Residual):
-    """ResFormer (Zhou et al., 2024): every attention layer mixes its values with those of the first one.
+    """ResFormer and SVFormer (Zhou et al., 2024): attention layers mix their values with those of the first one.
 
-    Holds for softmax attention as a block's mixer, where the first one's heads and head size are the same.
+    mode: "learnable", by two numbers per layer that start at a half; "identity", half and half; "single" (SVFormer), no
+    values of their own, so that values are computed and cached once. last: only in so many of the last attention layers
+    (the sparse ResFormer), None for all. Holds for softmax attention as a block's mixer, where the first one's heads and
+    head size, and for "single" its window, are the same.
     """
 
+    mode: Any = "learnable"
+    last: Any = None
     source: ClassVar[Source] = Source("Value Residual Learning For Alleviating Attention Concentration In Transformers",
-                                      2024)
+                                      2024, systems=("S202",))
+
+    def check(self, where: str) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)} at {where}: got {self.mode!r}")
+        if self.last is not None and not is_whole(self.last):
+            raise ValueError(f"last is 1 or more at {where}: got {self.last!r}; use None for every attention layer")
 
     def rewritten(self, items: list[Any], width: int) -> list[Any]:
         first, made = None, []
-        for item in items:
+        own = [index for index, item in enumerate(items) if attention_of(item) is not None]
+        late = set(own if self.last is None else own[-self.last:])
+        for index, item in enumerate(items):
             attention = attention_of(item)
             if attention is None or attention.reuse_kv:
                 made.append(item)
             elif first is None:
-                first = values_of(attention, width)
+                first = self._kind(attention, width)
                 made.append(item)
             else:
-                made.append(replace(item, mixer=self.rewrite(attention)) if values_of(attention, width) == first else item)
+                fits = index in late and self._kind(attention, width) == first
+                made.append(replace(item, mixer=self.rewrite(attention)) if fits else item)
         return made
 
+    def _kind(self, attention: Any, width: int) -> tuple[Any, ...]:
+        """What an attention layer and the first one must have in common."""
+        window = (attention.window, attention.bidirectional) if self.mode == "single" else ()
+        return (*values_of(attention, width), *window)
+
     def rewrite(self, operator: Any) -> Any:
-        return replace(operator, value_residual=True) if is_softmax(operator) and not operator.reuse_kv else operator
+        mode = True if self.mode == "learnable" else self.mode
+        fits = is_softmax(operator) and not operator.reuse_kv and self.mode in MODES
+        return replace(operator, value_residual=mode) if fits else operator
 
 
 @dataclass(frozen=True)
@@ -154,7 +192,7 @@ class Ladder(Residual):
     it, so that on several devices the previous one's communication overlaps with it."""
 
     source: ClassVar[Source] = Source("Ladder-residual: parallelism-aware architecture for accelerating large model "
-                                      "inference with communication overlapping", 2025)
+                                      "inference with communication overlapping", 2025, systems=("S023",))
 
 
 def attention_of(item: Any) -> Any:

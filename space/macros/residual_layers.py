@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..joined import JoinedBlock
 from ..model import BlockModule, Shared, Sublayer
 from .running import as_sequence, initial_state, step_part, without_attention
 
-__all__ = ["DenseLayers", "HyperLayers", "LadderLayers", "SharingLayers"]
+__all__ = ["DenseLayers", "DilatedDenseLayers", "HyperLayers", "LadderLayers", "SharingLayers"]
 
 States = list[Any]
 
@@ -166,6 +167,26 @@ class DenseLayers(nn.Module):
         return total
 
 
+class DilatedDenseLayers(DenseLayers):
+    """A weighted sum after every `period` layers, of every `dilation`-th output so far."""
+
+    def __init__(self, layers: list[nn.Module], dilation: int, period: int):
+        super().__init__(layers)
+        self.dilation, self.period = dilation, period
+        pairs = sum(i // dilation + 1 for i in range(period, len(layers) + 1, period))
+        self.weights = nn.Parameter(torch.zeros(pairs))
+
+    def average(self, history: list[Tensor]) -> Tensor:
+        """The newest, plus the learned weights times those that take part."""
+        number = len(history) - 1
+        total = history[-1]
+        if number % self.period == 0:
+            first = sum(i // self.dilation + 1 for i in range(self.period, number, self.period))
+            for j, h_BTD in enumerate(history[number % self.dilation::self.dilation]):
+                total = total + self.weights[first + j] * h_BTD
+        return total
+
+
 class SharingLayers(nn.Module):
     """Blocks that hand keys and values to one another, each pass anew; layers of another kind see nothing of them."""
 
@@ -195,4 +216,4 @@ class SharingLayers(nn.Module):
 
 def handed(layer: nn.Module, shared: Shared) -> Shared | None:
     """What a layer gets of what its stream shares: keys and values are for blocks alone."""
-    return shared if isinstance(layer, BlockModule) else without_attention(shared)
+    return shared if isinstance(layer, BlockModule | JoinedBlock) else without_attention(shared)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ATTENTION = ("kv", "first_value", "first_seen")          # what attention layers of one stream hand on
 __all__ = ["as_sequence", "initial_state", "step_part", "without_attention"]
 
 
@@ -34,4 +35,4 @@ def initial_state(part: Any, batch: int, dtype: torch.dtype, device: Any) -> Any
 
 def without_attention(shared: dict[str, Any] | None) -> dict[str, Any] | None:
     """What an outer stream shares, without the keys and values of its layers; nothing where nothing is shared."""
-    return None if shared is None else {key: held for key, held in shared.items() if key not in ("kv", "first_value")}
+    return None if shared is None else {key: held for key, held in shared.items() if key not in ATTENTION}

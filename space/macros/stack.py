@@ -23,7 +23,10 @@ from .residual import (
     attention_of,
     residual_label,
 )
-from .residual_layers import DenseLayers, HyperLayers, LadderLayers, SharingLayers
+from .residual_groups import GroupFusion
+from .residual_history import DeepCrossAttention, PathEnsemble
+from .residual_layers import DenseLayers, DilatedDenseLayers, HyperLayers, LadderLayers, SharingLayers
+from .residual_streams import DualStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +41,10 @@ class Stack(Macro):
     """Layers of one width, joined as `residual` says.
 
     layers: blocks and macros that keep the width and the length. residual: `Residual()`, `DenseAverage()`,
-    `ValueResidual()`, `CrossLayerKV(every)`, `HyperConnections(rate)`, `Ladder()` or a choice of them. In hyper-
-    connections and ladders the units are the sublayers of blocks; a macro is one unit, whose change of the stream counts.
+    `ValueResidual()`, `CrossLayerKV(every)`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`, `PathEnsemble()`,
+    `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()` or a choice of them.
+    Where a topology has units, these are the sublayers of plain blocks; a macro, or a block with a placement or a join of
+    its own, is one unit, whose change of the stream counts.
     """
 
     layers: Any
@@ -63,9 +68,12 @@ class Stack(Macro):
 
     def num_units(self) -> int:
         """Sublayers of blocks and whole macros; a placeholder may be a block with two."""
-        counts = [2 if entry.item is None else len(entry.item.sublayers()) if isinstance(entry.item, Block) else 1
-                  for entry in kept(self.layers)]
+        counts = [2 if entry.item is None else len(units_of(entry.item)) for entry in kept(self.layers)]
         return sum(counts)
+
+    def roles(self, width: int) -> list[str]:
+        """The role of every unit: mixer or channel, empty for what is no plain sublayer."""
+        return [role for item in self.items(width) for role, _, _ in units_of(item)]
 
     def axes(self, width: int) -> dict[str, Param]:
         return self.residual.axes(width, len(kept(self.layers)), self.num_units())    # type: ignore[no-any-return]
@@ -83,8 +91,14 @@ class Stack(Macro):
 
     def build(self, width: int) -> nn.Module:
         layers = built_layers(self.items(width), width)
-        if isinstance(self.residual, DenseAverage) and layers:
-            return DenseLayers(layers)
+        if isinstance(self.residual, DualStream) and layers:
+            return self.residual.join_roles(layers, self.roles(width))
+        joined = self.residual.join(layers, width, self.num_units())
+        if joined is not None:
+            return joined                                                            # type: ignore[no-any-return]
+        if isinstance(self.residual, DenseAverage) and "weights" in self.axes(width):
+            dilation, period = self.residual.dilation, self.residual.period
+            return DenseLayers(layers) if dilation == period == 1 else DilatedDenseLayers(layers, dilation, period)
         if isinstance(self.residual, HyperConnections) and self.num_units():
             return HyperLayers(layers, width, self.num_units(), self.residual.rate, self.residual.dynamic)
         if isinstance(self.residual, Ladder):
@@ -93,6 +107,17 @@ class Stack(Macro):
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         items = self.items(width)
+        if isinstance(self.residual, (DeepCrossAttention, PathEnsemble)) and items:
+            return self.residual.sketch_units(draft, stream, place, self._drawn(draft, place, items, width))
+        if isinstance(self.residual, DualStream) and items:
+            drawn = self._drawn(draft, place, items, width)
+            return self.residual.sketch_roles(draft, stream, place, drawn, self.roles(width))
+        if isinstance(self.residual, GroupFusion) and items:
+            outputs = []
+            for index, item in enumerate(items):
+                stream = draft.op(item, f"{place}.layers.{index}", "mixer", stream, width)
+                outputs.append(stream)
+            return self.residual.sketch_layers(draft, place, outputs)
         if isinstance(self.residual, DenseAverage):
             return self._sketch_dense(draft, stream, place, items, width)
         if isinstance(self.residual, (HyperConnections, Ladder)):
@@ -102,13 +127,25 @@ class Stack(Macro):
         self._sketch_shared(draft, place, items, first)
         return stream
 
+    def _drawn(self, draft: Draft, place: str, items: list[Any], width: int) -> list[Callable[[int], int]]:
+        """A function per unit that draws it behind a node and returns the node of its change."""
+        def drawn(inner: str, role: str, norm: Any, op: Any) -> Callable[[int], int]:
+            if norm is None:
+                return lambda source: draft.op(op, inner, "mixer", source, width)
+            return lambda source: draft.branch(f"{inner}.{role}", role, norm, op, source, width)
+
+        return [drawn(f"{place}.layers.{index}", role, norm, op)
+                for index, item in enumerate(items) for role, norm, op in units_of(item)]
+
     def _sketch_dense(self, draft: Draft, stream: int, place: str, items: list[Any], width: int) -> int:
         history = [stream]
         for index, item in enumerate(items):
-            history.append(draft.op(item, f"{place}.layers.{index}", "mixer", stream, width))
-            stream = draft.node("DenseAverage", "sum", place, None, history[-1])
-            for earlier in history[:-1]:
-                draft.join(earlier, stream, SKIP)
+            stream = draft.op(item, f"{place}.layers.{index}", "mixer", stream, width)
+            history.append(stream)
+            if (index + 1) % self.residual.period == 0:
+                stream = draft.node("DenseAverage", "sum", place, None, history[-1])
+                for earlier in history[(index + 1) % self.residual.dilation:-1:self.residual.dilation]:
+                    draft.join(earlier, stream, SKIP)
         return stream
 
     def _sketch_units(self, draft: Draft, stream: int, place: str, items: list[Any], width: int) -> int:
@@ -145,7 +182,7 @@ class Stack(Macro):
 
 
 def units_of(item: Any) -> list[tuple[str, Any, Any]]:
-    """(role, norm, operator) of a block's sublayers; a macro is one unit without a norm of its own."""
-    if isinstance(item, Block):
+    """(role, norm, operator) of a plain block's sublayers; anything else is one unit without a norm of its own."""
+    if isinstance(item, Block) and item.is_plain:
         return [(role, item.norm, op) for role, op in item.sublayers()]
     return [("", None, item)]

@@ -32,11 +32,15 @@ class NormedStream(nn.Module):
 @dataclass(frozen=True)
 class StreamNorm(Macro):
     """A norm between parts of a body: after the embedding for Peri-LN (Kim et al., 2025), between layers elsewhere: behind
-    every block it makes residual sums post-norm (Squeezeformer, Kim et al., 2022)."""
+    every block it makes residual sums post-norm (Squeezeformer, Kim et al., 2022).
+
+    `body=(StreamNorm(), repeat(Block(..., placement="peri"), 12))` with the space's norm before the head is Peri-LN.
+    """
 
     norm: Any = field(default_factory=RMSNorm)
     holds: ClassVar[tuple[str, ...]] = ("norm",)
-    source: ClassVar[Source] = Source("Peri-LN: Revisiting Layer Normalization in the Transformer Architecture", 2025)
+    source: ClassVar[Source] = Source("Peri-LN: Revisiting Layer Normalization in the Transformer Architecture", 2025,
+                                      systems=("S072",))
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]

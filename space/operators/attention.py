@@ -5,7 +5,7 @@ P head_dim.
 
 Attention layers of one stream may hand things on in a dictionary `shared`, new in every pass. Whoever computes keys
 and values publishes `kv`: keys after rotation and cache, values, the position of the first new token, the window; and,
-where no layer did before, `first_value`: the values of the new tokens alone.
+where no layer did before, `first_value`, the values of the new tokens alone, and `first_seen`, values with the cached ones.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..axes import Dim, Init, Param, axis, param
 from ..operator import Operator, Source
+from .layernorm import LayerNormalisation
 from .rmsnorm import RootMeanSquareNorm
 
 __all__ = ["Attention", "CausalAttention", "attend", "rotate", "rotation"]
@@ -69,7 +70,8 @@ class CausalAttention(nn.Module):
     shares = True
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, window: int | None = None,
-                 rope_base: float = 10000.0, rotary: bool = True, qk_norm: bool = False, value_residual: bool = False):
+                 rope_base: float = 10000.0, rotary: bool = True, qk_norm: bool = False, value_residual: bool = False,
+                 half_first: bool = False, sub_norm: bool = False):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.window, self.rope_base, self.rotary = window, rope_base, rotary
@@ -80,6 +82,8 @@ class CausalAttention(nn.Module):
         self.query_norm = RootMeanSquareNorm(head_dim) if qk_norm else None
         self.key_norm = RootMeanSquareNorm(head_dim) if qk_norm else None
         self.mix = nn.Parameter(torch.empty(2)) if value_residual else None
+        self.half_first = half_first
+        self.sub_norm = LayerNormalisation(heads * head_dim) if sub_norm else None
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
         empty = torch.zeros(batch, 0, self.kv_heads, self.head_dim, dtype=dtype, device=device)
@@ -107,22 +111,28 @@ class CausalAttention(nn.Module):
             shared.setdefault("first_value", v_BSGP)
         if self.mix is not None:
             v_BSGP = with_first_values(v_BSGP, self.mix, shared)
+        if self.half_first:
+            v_BSGP = with_first_values(v_BSGP, (0.5, 0.5), shared)
         if state is not None:
             k_BSGP = torch.cat([state["key"], k_BSGP], dim=1)
             v_BSGP = torch.cat([state["value"], v_BSGP], dim=1)
         if shared is not None:
             shared["kv"] = k_BSGP, v_BSGP, start, self.window
+            shared.setdefault("first_seen", v_BSGP)
         y_BTHP = self.attend(q_BTHP, k_BSGP, v_BSGP)
         keep = k_BSGP.shape[1] if self.window is None else min(self.window - 1, k_BSGP.shape[1])
         new_state = {"key": k_BSGP[:, k_BSGP.shape[1] - keep:], "value": v_BSGP[:, v_BSGP.shape[1] - keep:],
                      "position": start + length}
-        return self.out(y_BTHP.reshape(batch, length, self.heads * self.head_dim)), new_state
+        y_BTE = y_BTHP.reshape(batch, length, self.heads * self.head_dim)
+        if self.sub_norm is not None:
+            y_BTE = self.sub_norm(y_BTE)
+        return self.out(y_BTE), new_state
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
         return attend(q_BTHP, k_BSGP, v_BSGP, self.window)
 
 
-def with_first_values(v_BTGP: Tensor, mix: Tensor, shared: dict[str, Any] | None) -> Tensor:
+def with_first_values(v_BTGP: Tensor, mix: Any, shared: dict[str, Any] | None) -> Tensor:
     """`mix[0]` of these values and `mix[1]` of those of the first attention layer."""
     if shared is None:
         raise ValueError("value_residual mixes in the values of the first attention layer, which layers must hand on: "
@@ -131,7 +141,8 @@ def with_first_values(v_BTGP: Tensor, mix: Tensor, shared: dict[str, Any] | None
     if first_BTGP.shape != v_BTGP.shape:
         raise ValueError(f"value_residual mixes values of one shape: got [kv_heads, head_dim] {list(v_BTGP.shape[2:])} "
                          f"after {list(first_BTGP.shape[2:])}; give these layers the same, or one tied(...) choice")
-    return mix[0] * v_BTGP + mix[1] * first_BTGP
+    mixed_BTGP: Tensor = mix[0] * v_BTGP + mix[1] * first_BTGP
+    return mixed_BTGP
 
 
 @dataclass(frozen=True)
@@ -142,10 +153,12 @@ class Attention(Operator):
     `window=w` sees the token itself and the w - 1 before it. head_dim defaults to width / heads.
     bidirectional: tokens see each other both ways, up to w - 1 apart with a window. rotary: False for no positions.
     qk_norm: RMS norm of queries and keys, one gain per entry of a head (Henry et al., 2020).
-    value_residual: values are mixed with those of the first attention layer by two learned numbers (Value Residual
-    Learning, Zhou et al., 2024). reuse_kv: no keys and values of its own but those of the nearest attention layer
-    before, which must have the same kv_heads and head_dim (cross-layer attention, Brandon et al., 2024). Both need a
-    body whose layers share.
+    value_residual: values are mixed with those of the first attention layer (Value Residual Learning, Zhou et al., 2024), by
+    two learned numbers (True), half and half ("identity"), or it has no values but those ("single", SVFormer), which must
+    have the same kv_heads, head_dim and window, so that only keys are cached. sub_norm: a layer norm before the output
+    matrix (Foundation Transformers, Wang et al., 2022). reuse_kv: no keys and values of its own but those of the nearest
+    attention layer before, which must have the same kv_heads and head_dim (cross-layer attention, Brandon et al., 2024).
+    value_residual and reuse_kv need a body whose layers share.
     """
 
     heads: Any = 4
@@ -158,8 +171,9 @@ class Attention(Operator):
     qk_norm: Any = False
     value_residual: Any = False
     reuse_kv: Any = False
+    sub_norm: Any = False
     source: ClassVar[Source] = Source("GQA: Training Generalized Multi-Query Transformer Models from Multi-Head "
-                                      "Checkpoints", 2023, options=("S281", "S202"))
+                                      "Checkpoints", 2023, options=("S281", "S202", "S196"))
 
     @property
     def causal(self) -> bool:                                                         # type: ignore[override]
@@ -211,6 +225,9 @@ class Attention(Operator):
                              "choose heads so that width / heads is even, or set head_dim")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 at {where}: got {self.window}; use None for full attention")
+        if self.value_residual not in (False, True, "identity", "single"):
+            raise ValueError(f"value_residual is True, False, 'identity' or 'single' at {where}: got "
+                             f"{self.value_residual!r}")
         if self.reuse_kv and self.value_residual:
             raise ValueError(f"value_residual needs values of the layer's own at {where}: got reuse_kv=True with it; "
                              "leave one of them out")
@@ -220,11 +237,14 @@ class Attention(Operator):
         d, g, r = axis("width", width), axis("kv_heads", kv_heads), axis("group", group)
         half, pairs = axis("half", 2), axis("pairs", head_dim // 2)
         keys = {"key.weight": param(g * half * pairs, d), "value.weight": param(g * axis("head_dim", head_dim), d)}
+        if self.value_residual == "single":
+            del keys["value.weight"]
         return {
             "query.weight": param(g * r * half * pairs, d),
             **({} if self.reuse_kv else keys),
             "out.weight": param(d, g * r * axis("head_dim", head_dim)),
             **self._own_axes(half * pairs),
+            **self._sub_axes(g * r * axis("head_dim", head_dim)),
         }
 
     def _own_axes(self, head: Dim) -> dict[str, Param]:
@@ -234,20 +254,28 @@ class Attention(Operator):
             declared["query_norm.weight"] = param(head, share="own", init="ones")
             if not self.reuse_kv:
                 declared["key_norm.weight"] = param(head, share="own", init="ones")
-        if self.value_residual:
+        if self.value_residual is True:
             declared["mix"] = param(axis("terms", 2), share="own", init=Init("constant", low=0.5))
         return declared
 
+    def _sub_axes(self, inner: Dim) -> dict[str, Param]:
+        """Gain and shift of the norm before the output matrix."""
+        return {"sub_norm.weight": param(inner, share="own", init="ones"),
+                "sub_norm.bias": param(inner, share="own", init="zeros")} if self.sub_norm else {}
+
     def build(self, width: int) -> nn.Module:
-        from .attention_variants import BidirectionalAttention, ReusingAttention
+        from .attention_variants import BidirectionalAttention, ReusingAttention, SingleValueAttention
 
         kv_heads, _, head_dim = self.sizes(width)
-        options = {"rotary": bool(self.rotary), "qk_norm": bool(self.qk_norm)}
+        options = {"rotary": bool(self.rotary), "qk_norm": bool(self.qk_norm), "sub_norm": bool(self.sub_norm)}
         sizes = (width, self.heads, kv_heads, head_dim, self.window, self.rope_base)
         if self.reuse_kv:
             return ReusingAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
+        if self.value_residual == "single":
+            return SingleValueAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
         kind = BidirectionalAttention if self.bidirectional else CausalAttention
-        return kind(*sizes, **options, value_residual=bool(self.value_residual))
+        return kind(*sizes, **options, value_residual=self.value_residual is True,
+                    half_first=self.value_residual == "identity")
 
     def visible_pairs(self, length: int) -> int:
         """Query-key pairs inside the window over a whole sequence."""
@@ -272,4 +300,4 @@ class Attention(Operator):
             return 0
         kv_heads, _, head_dim = self.sizes(width)
         kept = length if self.window is None else min(length, self.window - 1)
-        return 2 * kept * kv_heads * head_dim
+        return (1 if self.value_residual == "single" else 2) * kept * kv_heads * head_dim

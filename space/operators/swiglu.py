@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..axes import Param, axis, param
 from ..operator import Operator, Source
-from .mlp import check_ratio, hidden_size
+from .layernorm import LayerNormalisation
+from .mlp import check_ratio, hidden_size, sub_norm_axes
 
 __all__ = ["GatedFeedForward", "SwiGLU"]
 
@@ -21,14 +22,18 @@ __all__ = ["GatedFeedForward", "SwiGLU"]
 class GatedFeedForward(nn.Module):
     """`down(silu(gate(x)) * up(x))`, each token alone."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, sub_norm: bool = False):
         super().__init__()
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
+        self.sub_norm = LayerNormalisation(hidden) if sub_norm else None
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        h_BTF = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        if self.sub_norm is not None:
+            h_BTF = self.sub_norm(h_BTF)
+        y_BTD: Tensor = self.down(h_BTF)
         return y_BTD
 
 
@@ -36,7 +41,10 @@ class BilinearFeedForward(GatedFeedForward):
     """`down(gate(x) * up(x))`: the gate without an activation."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.down(self.gate(x_BTD) * self.up(x_BTD))
+        h_BTF = self.gate(x_BTD) * self.up(x_BTD)
+        if self.sub_norm is not None:
+            h_BTF = self.sub_norm(h_BTF)
+        y_BTD: Tensor = self.down(h_BTF)
         return y_BTD
 
 
@@ -46,10 +54,12 @@ class SwiGLU(Operator):
 
     At equal ratio it holds half as many parameters again as `MLP`; ratio 8/3 equals `MLP(4)`.
     activation: of the gate, "silu", or None for the bilinear unit, which TransNormerLLM calls SGLU (Qin et al., 2023).
+    sub_norm: a layer norm before the last matrix (Foundation Transformers, Wang et al., 2022).
     """
 
     ratio: Any = 3
     activation: Any = "silu"
+    sub_norm: Any = False
     kind: ClassVar[str] = "channel"
     source: ClassVar[Source] = Source("GLU Variants Improve Transformer", 2020)
 
@@ -61,8 +71,9 @@ class SwiGLU(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         d, f = axis("width", width), axis("hidden", hidden_size(self.ratio, width))
-        return {"gate.weight": param(f, d), "up.weight": param(f, d), "down.weight": param(d, f)}
+        return {"gate.weight": param(f, d), "up.weight": param(f, d), "down.weight": param(d, f),
+                **sub_norm_axes(f, self.sub_norm)}
 
     def build(self, width: int) -> nn.Module:
         kind = GatedFeedForward if self.activation else BilinearFeedForward
-        return kind(width, hidden_size(self.ratio, width))
+        return kind(width, hidden_size(self.ratio, width), bool(self.sub_norm))

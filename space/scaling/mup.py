@@ -21,8 +21,10 @@ which ignores the size of gradients, a weight m W that learns at m is the same a
 multiplier goes into its last matrix (or the norm after it), that of logits from a tied table into the gain of the final
 norm, and the attention scale 1 / head_dim in place of 1 / sqrt(head_dim), where heads grow, into the queries.
 
-Two limits. The branches of a loop share weights, so their sum is not one of independent terms, which the theory of depth
+Three limits. The branches of a loop share weights, so their sum is not one of independent terms, which the theory of depth
 assumes. State spaces are outside of the theory of width (Vankadara et al., 2024); for them the rules are what the axes say.
+Blocks whose norm stands after the sum, `placement="post"`, or alone after the operator, "out", are outside of the theory of
+depth: such a norm undoes the branch's multiplier.
 """
 
 from __future__ import annotations
@@ -165,6 +167,9 @@ class _Rules:
 
         Branches side by side without a projection of their own each have theirs.
         """
+        after = f"{prefix.removesuffix('op')}out_norm"                       # Block(placement="peri")
+        if f"{after}.weight" in self.found:
+            return {name for name in (f"{after}.weight", f"{after}.bias") if name in self.found}
         own = {twin.key: twin for twin in self.found.values() if twin.prefix == prefix and twin.matrix is None}
         for key in LAST:
             if key in own and own[key].is_matrix and own[key].writes:

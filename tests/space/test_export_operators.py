@@ -67,27 +67,30 @@ NESTED = {
 }
 
 
-def operators_at(width, *, streaming):
-    """One block for every registered operator, so that what is added later is exported here too."""
+def operators_at(width, *, streaming, kinds=("mixer", "channel")):
+    """One block for every registered operator of these kinds, so that what is added later is exported here too."""
     blocks = []
     for examples in EXAMPLES.values():
         for operator, _ in examples[:1]:
             norm = operator if operator.kind == "norm" else bp.RMSNorm()
             mixer = CONV.mixer if operator.kind == "norm" else operator
-            is_part = operator.kind in ("mixer", "channel", "norm") and not getattr(operator, "reads_shared", False)
+            join = operator if operator.kind == "join" else bp.Add()
+            mixer = CONV.mixer if operator.kind == "join" else mixer
+            is_part = operator.kind in kinds and not getattr(operator, "reads_shared", False)
             if is_part and streaming == (operator.causal and operator.streaming):
                 operator.check(width, "here")
-                blocks.append(bp.Block(mixer=mixer, norm=norm))
+                blocks.append(bp.Block(mixer=mixer, norm=norm, join=join))
     return tuple(blocks)
 
 
 EVERY = {"operators that stream": (TEXT, True), "operators that look ahead": (TEXT, False),
          "operators on a grid": (IMAGE, False)}
-CASES = [*NESTED, *EVERY]
+AROUND = {"norms and joins that stream": True, "norms that look ahead": False}
+CASES = [*NESTED, *EVERY, *AROUND]
 STREAMING = ("corrections around macros", "a loop among shared keys", "units that are macros", "hand-overs in one another",
              "attention beside the memory among shared keys", "an encoder and a decoder of stacks",
-             "a decoder with corrections",
-             "attention among shared keys", "branches in branches", "operators that stream")
+             "a decoder with corrections", "attention among shared keys", "branches in branches", "operators that stream",
+             "norms and joins that stream")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,8 @@ def exported(tmp_path_factory):
              for name, (ends, body, recursion) in NESTED.items()}
     for name, (ends, streaming) in EVERY.items():
         found[name] = bp.Space(width=32, body=operators_at(32, streaming=streaming), **ends).sample(0)
+    for name, streaming in AROUND.items():
+        found[name] = bp.Space(width=32, body=operators_at(32, streaming=streaming, kinds=("norm", "join")), **TEXT).sample(0)
     return export_all(tmp_path_factory.mktemp("operators"), found)
 
 
@@ -212,6 +217,6 @@ def test_an_embedding_that_does_not_say_what_it_takes_is_named():
 def test_statistics_are_part_of_the_folder(exported):
     from safetensors.torch import load_file
 
-    weights = load_file(exported / "operators_that_look_ahead" / "model.safetensors")
+    weights = load_file(exported / "norms_that_look_ahead" / "model.safetensors")
     means = [name for name in weights if name.endswith("running_mean")]
     assert means and all(torch.equal(weights[name], torch.linspace(0.5, 1.5, len(weights[name]))) for name in means)

@@ -320,3 +320,12 @@ def _trained(rules, task, lr, steps=60):
         optimizer.step()
         losses.append(loss.item())
     return sum(losses[-steps // 4:]) / len(losses[-steps // 4:])
+
+
+def test_the_multiplier_of_a_branch_goes_into_the_norm_after_its_operator():
+    block = bp.Block(mixer=bp.Attention(heads=2), channel=bp.MLP(ratio=2), placement="peri")
+    small = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=16, head=bp.LanguageHead(tied=True), body=(block,)).sample(0)
+    rules = bp.mup(small.scale(depth=4), base=small)
+    assert rules.unfolded == ()
+    assert rules.init["layers.2.mixer.out_norm.weight"] == rules.init["layers.2.channel.out_norm.weight"] == 0.5
+    assert rules.init["layers.2.mixer.op.out.weight"] == 1.0
