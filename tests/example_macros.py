@@ -33,6 +33,13 @@ CAUSAL = {
     "hyper": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.HyperConnections(bp.choice(2, 3)))),
     "static hyper": space(bp.Stack(bp.repeat(BLOCK, 2), bp.HyperConnections(dynamic=False))),
     "ladder": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.Ladder())),
+    "a recursion as a choice": space(bp.Looped(bp.repeat(BLOCK, bp.integer(1, 2)), bp.choice(
+        bp.Loop(2), bp.IterationEncoding(bp.choice(2, 3)), bp.HyperLoop(2, rate=bp.choice(2, 3)),
+        bp.VisitOrder(reuse=(bp.integer(1, 3), 2)), bp.OwnNorms(2)))),
+    "layers in another order": space(bp.Looped(bp.repeat(BLOCK, 3), bp.choice(
+        bp.VisitOrder(order=bp.choice((1, 0), (2, 0, 0))), bp.VisitOrder(side_by_side=True, times=2)))),
+    "exits": space((BLOCK, bp.EarlyExit(bp.repeat(BLOCK, 3), exits=(1, 2), adapters=(BLOCK, bp.Block()),
+                                        leave=bp.choice(None, 0, 1, "token")))),
     "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
         bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
 }
@@ -44,6 +51,13 @@ NOT_CAUSAL = {
                                        head=bp.LanguageHead(tied=False)),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat"))),
+    "routed": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), capacity=bp.choice(0.25, 0.5),
+                                      weight=bp.choice("linear", "tanh", "sigmoid", "through", "none")))),
+    "fewer tokens in every pass": space(bp.Looped(bp.repeat(BLOCK, 2), bp.choice(
+        bp.RoutedLoop((1.0, 0.5), adds=bp.choice("output", "change", "whole")), bp.InnerThinking(bp.choice(2, 3))))),
+    "sliced": space(bp.Looped(bp.repeat(BLOCK, 2), bp.SlicedLoop(bp.choice((4, 3), (1, 2, 2)), ratio=bp.choice(1, 2)))),
+    "gates": space(bp.GatedDepth(bp.repeat(BLOCK, bp.integer(1, 3)), scope=bp.choice("layer", "input"), temperature=0)),
+    "sequences leave": space(bp.EarlyExit(bp.repeat(BLOCK, 2), adapters=(BLOCK,), leave="sequence")),
     "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
         bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
 }

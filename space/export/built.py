@@ -10,6 +10,7 @@ from torch import nn
 
 from ..macros.base import Macro
 from ..macros.encoder_decoder import EncoderDecoderLayers
+from ..macros.recursion_layers import NormedRounds
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
 from ..model import BlockModule, Layers, Sublayer
 from .record import Record, construct, is_own_class
@@ -120,7 +121,8 @@ class Built:
 
     def adapted(self) -> list[nn.Module]:
         """The layers that run with other weights than their own, wrapped to step."""
-        inner = [layer for r in self.records.values() if isinstance(r.module, Layers) and len(r.module.lora)
+        inner = [layer for r in self.records.values()
+                 if (isinstance(r.module, Layers) and len(r.module.lora)) or isinstance(r.module, NormedRounds)
                  for layer in r.module.layers]
         return [*inner, *(self.layers if self.wraps else [])]
 

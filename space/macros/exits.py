@@ -122,7 +122,7 @@ class ExitLayers(nn.Module):
 class EarlyExit(Macro):
     """Layers that the stream may leave early, through an adapter, into the norm and head that all exits share.
 
-    exits: after how many layers. adapters: one per exit, a block (Balcony, Jamialahmadi et al., 2025) or `Identity()`.
+    exits: after how many layers. adapters: one per exit, a block (Balcony, Jamialahmadi et al., 2025), `Block()` for none.
     leave: None, the whole depth, as if there were no exits; a number, at that exit, a network of that depth with the same
     weights; "token" or "sequence", by a halting score (Depth-Adaptive Transformer, Elbayad et al., 2020): the sigmoid of a
     linear map of the stream at the exit is above a half, the geometric form, of the token or of the mean of its sequence. A

@@ -11,9 +11,9 @@ from ..axes import Param
 from ..graph import LOOP, operator_label
 from ..model import Layers, built_layers, built_lora
 from ..operator import Length, Source
-from ..plan import Once
+from ..plan import Block, Once
 from .base import Macro, Part, at, kept
-from .recursion import Recursion, VisitOrder
+from .recursion import OwnNorms, Recursion, VisitOrder
 
 if TYPE_CHECKING:
     from ..graph import Draft
@@ -45,6 +45,11 @@ class Looped(Macro):
             self.recursion.check(f"{where}.recursion")
         elif not isinstance(self.recursion, Once):
             raise TypeError(f"recursion must be Once(), Loop(...) or another Recursion at {where}: got {self.recursion!r}")
+        if isinstance(self.recursion, OwnNorms):
+            for entry in kept(self.layers):
+                if entry.item is not None and not isinstance(entry.item, Block):
+                    raise ValueError(f"OwnNorms is for blocks, whose norms it knows, at {where}: got "
+                                     f"{type(entry.item).__name__}; use Loop()")
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]

@@ -10,6 +10,7 @@ from ..operator import Length, Source, tokens_of
 from .recursion_layers import (
     EncodedRounds,
     HyperRounds,
+    NormedRounds,
     RoutedRounds,
     SlicedRounds,
     ThinkingRounds,
@@ -21,7 +22,7 @@ from .routing import count_of
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["HyperLoop", "InnerThinking", "IterationEncoding", "Recursion", "RoutedLoop", "SlicedLoop", "TokenLoop",
+__all__ = ["HyperLoop", "InnerThinking", "IterationEncoding", "OwnNorms", "Recursion", "RoutedLoop", "SlicedLoop", "TokenLoop",
            "VisitOrder"]
 
 Passes = tuple[tuple[Length, float], ...]          # (length, share of next tokens) of every pass
@@ -111,6 +112,26 @@ class HyperLoop(Recursion):
 
     def build(self, layers: list[nn.Module], width: int) -> nn.Module:
         return HyperRounds(layers, self.times, width, self.rate)
+
+
+@dataclass(frozen=True)
+class OwnNorms(Recursion):
+    """WideNet (Xue et al., 2021): blocks are shared by all passes, their norms are not.
+
+    In every pass the gain of a norm is multiplied by one of the pass, and its bias, where it has one, gets one added, which
+    is any gain and bias at all. With `channel=MoE(...)` the experts and the router are shared, and a token is routed anew in
+    every pass; the paper's norms are `LayerNorm`. The layers are blocks.
+    """
+
+    times: Any = 2
+    source: ClassVar[Source] = Source("Go Wider Instead of Deeper", 2021, systems=("S263",))
+
+    def axes(self, width: int, layers: int) -> dict[str, Param]:
+        dims = axis("iteration", self.times), axis("layers", layers), axis("roles", 2), axis("width", width)
+        return {"gain": param(*dims, share="own", init="ones"), "shift": param(*dims, share="own", init="zeros")}
+
+    def build(self, layers: list[nn.Module], width: int) -> nn.Module:
+        return NormedRounds(layers, self.times, width)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from ..model import Shared
+from ..model import Shared, Stepping
 from .routing import compacted, count_of, gathered, picked, put_back
 from .running import as_sequence, initial_state, step_part
 
-__all__ = ["EncodedRounds", "HyperRounds", "Projection", "RoutedRounds", "Rounds", "SlicedRounds", "ThinkingRounds",
+__all__ = ["EncodedRounds", "HyperRounds", "NormedRounds", "Projection", "RoutedRounds", "Rounds", "SlicedRounds", "ThinkingRounds",
            "TokenRounds", "Visits"]
 
 
@@ -114,6 +115,52 @@ class HyperRounds(Rounds):
 
     def end(self, held: Tensor) -> Tensor:
         return held.mean(-2)
+
+
+class NormedRounds(nn.Module):
+    """Blocks whose norms have a gain, and a bias where they have one, of each pass; all other weights are shared."""
+
+    shares = True
+
+    def __init__(self, layers: list[nn.Module], times: int, width: int):
+        super().__init__()
+        self.layers, self.times = nn.ModuleList(layers), times
+        self.gain = nn.Parameter(torch.ones(times, len(layers), 2, width))
+        self.shift = nn.Parameter(torch.zeros(times, len(layers), 2, width))
+
+    def forward(self, x_BTD: Tensor, shared: Shared | None = None) -> Tensor:
+        for iteration in range(self.times):
+            for index, layer in enumerate(self.layers):
+                x_BTD = functional_call(layer, self.adapted(iteration, index), (x_BTD, shared))
+        return x_BTD
+
+    def adapted(self, iteration: int, index: int) -> dict[str, Tensor]:
+        """A layer's parameters in one pass."""
+        weights = {}
+        for name, weight in self.layers[index].named_parameters():
+            role = 1 if name.startswith("channel.") else 0
+            if name.endswith(".norm.weight") and name.count(".") == 2:
+                weight = weight * self.gain[iteration, index, role]
+            elif name.endswith(".norm.bias") and name.count(".") == 2:
+                weight = weight + self.shift[iteration, index, role]
+            weights[name] = weight
+        return weights
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[list[Any]]:
+        return [[initial_state(layer, batch, dtype, device) for layer in self.layers] for _ in range(self.times)]
+
+    def step(self, x_BTD: Tensor, state: list[list[Any]],
+             shared: Shared | None = None) -> tuple[Tensor, list[list[Any]]]:
+        """The next tokens, with a state per pass and layer."""
+        after = []
+        for iteration, states in enumerate(state):
+            following = []
+            for index, layer in enumerate(self.layers):
+                weights = {f"layer.{name}": weight for name, weight in self.adapted(iteration, index).items()}
+                x_BTD, new = functional_call(Stepping(layer), weights, (x_BTD, states[index], shared))
+                following.append(new)
+            after.append(following)
+        return x_BTD, after
 
 
 class Projection(nn.Module):
