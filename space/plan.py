@@ -87,7 +87,7 @@ class Loop:
 
     times: Any = 2
     lora_rank: Any = 0
-    proof: ClassVar[str] = "tests/space/test_supernet.py -k lora"
+    proof: ClassVar[str] = "tests/space/test_depth.py -k recursive_model"
     source: ClassVar[Source] = Source("Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
                                       2024, systems=("S014",))
 

@@ -77,6 +77,11 @@ GRID = {
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
+# What runs here depends on the input, so that their costs are expectations.
+BY_INPUT = {
+    "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
+}
 
 
 def inputs(architecture, length=13):

@@ -94,7 +94,8 @@ class ExitLayers(nn.Module):
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> tuple[list[Any], list[Any]]:
         last = self.depths[self.leave] if isinstance(self.leave, int) else len(self.layers)
-        return ([initial_state(layer, batch, dtype, device) if index < last else {} for index, layer in enumerate(self.layers)],
+        return ([initial_state(layer, batch, dtype, device) if index < last else {}
+                 for index, layer in enumerate(self.layers)],
                 [initial_state(adapter, batch, dtype, device) if self.leave in ("token", number) else {}
                  for number, adapter in enumerate(self.adapters)])
 
@@ -141,6 +142,7 @@ class EarlyExit(Macro):
     leave: Any = None
     holds: ClassVar[tuple[str, ...]] = ("layers", "adapters")
     streams: ClassVar[tuple[str, ...]] = ("layers", "adapters")
+    proof: ClassVar[str] = "tests/space/test_depth.py -k EarlyExit"
     source: ClassVar[Source] = Source("Depth-Adaptive Transformer", 2020, systems=("S051", "S151"))
 
     def check(self, width: int, where: str) -> None:
@@ -151,7 +153,8 @@ class EarlyExit(Macro):
             raise ValueError(f"an adapter for each exit, or none, at {where}: got {len(as_items(self.adapters))} for "
                              f"{len(exits)}")
         if exits[-1] >= len(as_items(self.layers)):
-            raise ValueError(f"exits come before the last layer at {where}: got {exits} of {len(as_items(self.layers))} layers")
+            raise ValueError(f"exits come before the last layer at {where}: got {exits} of {len(as_items(self.layers))} "
+                             "layers")
         ways = (None, "token", "sequence", *range(len(exits)))
         if self.leave not in ways or isinstance(self.leave, bool):
             raise ValueError(f"leave is one of {', '.join(map(repr, ways))} at {where}: got {self.leave!r}")

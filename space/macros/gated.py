@@ -94,6 +94,7 @@ class GatedDepth(Macro):
     vanishes: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
+    proof: ClassVar[str] = "tests/space/test_depth.py -k GatedDepth"
     source: ClassVar[Source] = Source("I3D: Transformer architectures with input-dependent dynamic depth for speech "
                                       "recognition", 2023, systems=("S048",))
 

@@ -11,9 +11,9 @@ from ..axes import Param
 from ..graph import LOOP, operator_label
 from ..model import Layers, built_layers, built_lora
 from ..operator import Length, Source
-from ..plan import Block, Once
+from ..plan import Once
 from .base import Macro, Part, at, kept
-from .recursion import OwnNorms, Recursion, VisitOrder
+from .recursion import Recursion, VisitOrder
 
 if TYPE_CHECKING:
     from ..graph import Draft
@@ -37,6 +37,7 @@ class Looped(Macro):
     holds: ClassVar[tuple[str, ...]] = ("layers",)
     streams: ClassVar[tuple[str, ...]] = ("layers",)
     vanishes: ClassVar[bool] = True
+    proof: ClassVar[str] = "tests/space/test_depth.py -k AlgoFormer"
     source: ClassVar[Source] = Source("On the Expressive Power of a Variant of the Looped Transformer", 2024,
                                       systems=("S423",))
 
@@ -45,11 +46,6 @@ class Looped(Macro):
             self.recursion.check(f"{where}.recursion")
         elif not isinstance(self.recursion, Once):
             raise TypeError(f"recursion must be Once(), Loop(...) or another Recursion at {where}: got {self.recursion!r}")
-        if isinstance(self.recursion, OwnNorms):
-            for entry in kept(self.layers):
-                if entry.item is not None and not isinstance(entry.item, Block):
-                    raise ValueError(f"OwnNorms is for blocks, whose norms it knows, at {where}: got "
-                                     f"{type(entry.item).__name__}; use Loop()")
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
@@ -87,7 +83,7 @@ class Looped(Macro):
     def build(self, width: int) -> nn.Module:
         items, around = [entry.item for entry in kept(self.layers)], self.around()
         if around is not None:
-            return around.build(built_layers(items, width), width)
+            return around.build(built_layers(items, width), width, not super().causal)
         if isinstance(self.recursion, Recursion):
             return Layers(built_layers(items, width))
         return Layers(built_layers(items, width), self.recursion.times, built_lora(items, width, self.recursion))

@@ -32,16 +32,20 @@ class RoutedLayers(nn.Module):
     """x + r (layers(x) - x) for chosen tokens, x for the others; the layers see the chosen ones alone.
 
     Decoding, tokens of one sequence part company with those of another: there is a state per sequence and layer, which a
-    token that passes by leaves as it was.
+    token that passes by leaves as it was. ahead: the layers are not causal, so above a threshold every sequence is worked on
+    alone, with nothing to fill it up.
     """
 
-    def __init__(self, layers: list[nn.Module], width: int, capacity: float, choose: str, weight: str, scale: float):
+    def __init__(self, layers: list[nn.Module], width: int, capacity: float, choose: str, weight: str, scale: float,
+                 ahead: bool = False):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.capacity, self.choose, self.weight, self.scale = capacity, choose, weight, scale
+        self.capacity, self.choose, self.weight, self.scale, self.ahead = capacity, choose, weight, scale, ahead
         self.router = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.ahead and len(x) > 1:
+            return torch.cat([self(row) for row in x.split(1)])
         x_BTD = x.flatten(1, -2)
         score_BT = self.router(x_BTD).squeeze(-1)
         if self.choose == "threshold":
@@ -118,8 +122,9 @@ class Routed(Macro):
     holds: ClassVar[tuple[str, ...]] = ("layers",)
     streams: ClassVar[tuple[str, ...]] = ("layers",)
     vanishes: ClassVar[bool] = True
-    source: ClassVar[Source] = Source("Mixture-of-Depths: Dynamically allocating compute in transformer-based language models",
-                                      2024, systems=("S059", "S077"), options=("S104",))
+    proof: ClassVar[str] = "tests/space/test_depth.py -k Routed"
+    source: ClassVar[Source] = Source("Mixture-of-Depths: Dynamically allocating compute in transformer-based language "
+                                      "models", 2024, systems=("S059", "S077"), options=("S104",))
 
     def check(self, width: int, where: str) -> None:
         if not 0 < self.capacity <= 1:
@@ -127,10 +132,6 @@ class Routed(Macro):
         for name, value, allowed in (("choose", self.choose, CHOICES), ("weight", self.weight, WEIGHTS)):
             if value not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)} at {where}: got {value!r}")
-        held = [entry.item for entry in kept(self.layers) if entry.item is not None]
-        if self.choose == "threshold" and not all(item.causal for item in held):
-            raise ValueError(f"choose='threshold' needs causal layers at {where}: sequences have different numbers of tokens "
-                             "above it, and what fills the shorter ones must stay unseen; use choose='top_k'")
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
@@ -151,11 +152,13 @@ class Routed(Macro):
 
     def parts(self, width: int, length: Length) -> list[Part]:
         count = count_of(self.capacity, tokens_of(length))
-        return [part._replace(passes=((count, self.capacity),)) for part in stream_parts(self.layers, "layers", width, length)]
+        inside = stream_parts(self.layers, "layers", width, length)
+        return [part._replace(passes=((count, self.capacity),)) for part in inside]
 
     def build(self, width: int) -> nn.Module:
         layers = built_layers([entry.item for entry in kept(self.layers)], width)
-        return RoutedLayers(layers, width, self.capacity, self.choose, self.weight, self.scale)
+        ahead = self.choose == "threshold" and not super().causal
+        return RoutedLayers(layers, width, self.capacity, self.choose, self.weight, self.scale, ahead)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         begin = draft.node(self.label(), "route", place, self, stream)
