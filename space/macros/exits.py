@@ -134,6 +134,7 @@ class EarlyExit(Macro):
     Training is by `bp.exit_logits`, the logits of all exits from one pass: `bp.exit_loss` averages their task losses,
     `bp.exit_distillation` compares them with the whole depth, `bp.halting_loss` teaches the scores. Costs take the whole
     depth for "token" and "sequence"; `bp.measured_macs` counts what ran. Put it last in a body.
+    Layers inside get nothing of what an outer stream shares.
     """
 
     layers: Any

@@ -35,13 +35,16 @@ class RoutedRounds(nn.Module):
             before_BKD = y_BKD = gathered(x_BTD, places_BK)
             for layer in self.layers:
                 y_BKD = as_sequence(layer, y_BKD, True)
-            weight_BK1 = self.scale * torch.sigmoid(score_BK.gather(1, chosen_BK)).unsqueeze(-1)
-            if self.adds == "output":
-                y_BKD = before_BKD + weight_BK1 * y_BKD
-            elif self.adds == "change":
-                y_BKD = before_BKD + weight_BK1 * (y_BKD - before_BKD)
+            y_BKD = self.weighed(before_BKD, y_BKD, score_BK.gather(1, chosen_BK))
             x_BTD = put_back(x_BTD, places_BK, y_BKD)
         return x_BTD.view(x.shape)
+
+    def weighed(self, before_BKD: Tensor, y_BKD: Tensor, score_BK: Tensor) -> Tensor:
+        """The stream of the chosen tokens, with what the layers made of it."""
+        if self.adds == "whole":
+            return y_BKD
+        weight_BK1 = self.scale * torch.sigmoid(score_BK).unsqueeze(-1)
+        return before_BKD + weight_BK1 * (y_BKD if self.adds == "output" else y_BKD - before_BKD)
 
 
 class ThinkingRounds(nn.Module):

@@ -109,7 +109,8 @@ class InnerThinking(Recursion):
     """Inner Thinking Transformer (Chen et al., 2025): all tokens take the first step, the highest-scored ones every later.
 
     What step t adds to the stream is multiplied by a learned vector, its step encoding, which starts as ones, and after
-    the first step by the sigmoid of the token's score; the steps accumulate. capacity: the share of tokens of the later
+    the first step by the sigmoid of the token's score; the steps accumulate (read as what layers add, so that their own
+    residual counts once). capacity: the share of tokens of the later
     steps. The choice looks at the whole sequence: it is not causal and does not stream.
     """
 
