@@ -16,5 +16,8 @@
     calibration.py  calibrate(): batch statistics of an extracted subnet, measured anew
     evaluation.py   Evaluator: one candidate in, its numbers out
     cost.py         multiply-adds by two independent counters (thop, torch's flop counter)
+    measured.py     measured_macs(): what ran on given batches, beside what the declarations expect
+    depth.py        losses of layers that tokens pass by or leave early: exits, routers, gates
+    recursive.py    recursive(): a looped model from a trained one, by averages and low-rank rests
     linear_macs.py  what linear attention and its kin add to thop's
 """

@@ -6,6 +6,7 @@ Direction and unit live on the `Objective` and nowhere else. Built-in objectives
     task) parameters    numbers in the model's parameters
     macs          multiply-adds of a prefill of 256 tokens, one sequence
     state_bytes   bytes of decode state of one sequence after 256 tokens, float32
+    measured_macs multiply-adds per token that ran on the task's held-out split (needs a trained model and a task)
 """
 
 from __future__ import annotations
@@ -165,6 +166,15 @@ objectives.register("loss", _loss)
 objectives.register("parameters", lambda task: Objective("parameters", evaluate=parameters))
 objectives.register("macs", lambda task: Objective("macs", unit="MACs", evaluate=macs))
 objectives.register("state_bytes", lambda task: Objective("state_bytes", unit="bytes", evaluate=state_bytes))
+
+
+def _measured(task: Any) -> Objective:
+    from .measured import MeasuredMacs
+
+    return Objective("measured_macs", unit="MACs per token", evaluate=MeasuredMacs(task), needs="model")
+
+
+objectives.register("measured_macs", _measured)
 
 
 def resolve(item: str | Objective, task: Any = None) -> Objective:

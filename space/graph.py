@@ -131,8 +131,7 @@ class Draft:
 
     def looped(self, recursion: Any, stream: int, items: tuple[Any, ...], place: str, width: int) -> int:
         """Items between the two ends of a loop; without the ends where the loop changes nothing."""
-        loops = not all(map(is_absent, items)) and (recursion.times > 1 or recursion.lora_rank > 0)
-        if not loops:
+        if recursion.is_plain or all(map(is_absent, items)):
             return self.items(items, stream, place, width)
         begin = self.node(operator_label(recursion), "loop", "", recursion, stream)
         end = self.node("loop end", "loop", "", None, self.items(items, begin, place, width))

@@ -128,6 +128,10 @@ class Once:
     def lora_rank(self) -> int:
         return 0
 
+    @property
+    def is_plain(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -139,9 +143,14 @@ class Loop:
 
     times: Any = 2
     lora_rank: Any = 0
-    proof: ClassVar[str] = "tests/space/test_supernet.py -k lora"
+    proof: ClassVar[str] = "tests/space/test_depth.py -k recursive_model"
     source: ClassVar[Source] = Source("Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
-                                      2024, options=("S014",))
+                                      2024, systems=("S014",))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it changes nothing."""
+        return bool(self.times == 1 and self.lora_rank == 0)
 
     def check(self, where: str) -> None:
         if self.times < 1:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .axes import Axis, Init, Param, param
-from .macros.base import Macro
+from .macros.base import Macro, Part
 from .operator import Length, Operator, tokens_of
 from .plan import Block, Loop, Once
 
@@ -116,12 +116,21 @@ def _tally(item: Any, width: int, length: Length) -> Tally:
                 item.decode_macs(width, seen), item.state_numel(width, seen))
     if not isinstance(item, Macro):
         return own
-    if item.recursion is not None:
+    if isinstance(item.recursion, (Once, Loop)):
         return own.plus(tally_items(tuple(part.item for part in item.parts(width, length)), item.recursion, width, length))
     for part in item.parts(width, length):
-        inner = tally(part.item, part.width, part.length)
+        inner = tally(part.item, part.width, part.length) if part.passes is None else _passes(part)
         own = own.plus(inner if part.decodes else inner._replace(decode_macs=0.0, state=0))
     return own
+
+
+def _passes(part: Part) -> Tally:
+    """A part that runs over some lengths with one set of weights; a pass that few next tokens take costs as few."""
+    total = Tally(tally(part.item, part.width, part.length).parameters)
+    for length, share in part.passes or ():
+        _, macs, decode_macs, state = tally(part.item, part.width, length)
+        total = total.plus(Tally(0, macs, share * decode_macs, state))
+    return total
 
 
 _remembered_tally = lru_cache(maxsize=65536)(_tally)

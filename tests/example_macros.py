@@ -68,6 +68,13 @@ CAUSAL = {
     "spectral": space((bp.StreamNorm(bp.choice(bp.LayerNorm(), bp.RMSNorm())), bp.repeat(bp.Block(
         mixer=bp.choice(bp.Spectral(bp.Attention(heads=bp.choice(2, 4))), bp.Spectral(bp.ShortConv(), iterations=2)),
         channel=bp.Spectral(bp.SwiGLU(ratio=bp.choice(1, 2))), placement="peri"), 2))),
+    "a recursion as a choice": space(bp.Looped(bp.repeat(BLOCK, bp.integer(1, 2)), bp.choice(
+        bp.Loop(2), bp.IterationEncoding(bp.choice(2, 3)), bp.HyperLoop(2, rate=bp.choice(2, 3)),
+        bp.VisitOrder(reuse=(bp.integer(1, 3), 2)), bp.OwnNorms(2)))),
+    "layers in another order": space(bp.Looped(bp.repeat(BLOCK, 3), bp.choice(
+        bp.VisitOrder(order=bp.choice((1, 0), (2, 0, 0))), bp.VisitOrder(side_by_side=True, times=2)))),
+    "exits": space((BLOCK, bp.EarlyExit(bp.repeat(BLOCK, 3), exits=(1, 2), adapters=(BLOCK, bp.Block()),
+                                        leave=bp.choice(None, 0, 1, "token")))),
     "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
         bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
 }
@@ -80,6 +87,13 @@ NOT_CAUSAL = {
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat"))),
     "separable u-shape": space(bp.UShape(before=BLOCK, inner=BLOCK, after=BLOCK, resample=bp.choice("full", "separable"))),
+    "routed": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), capacity=bp.choice(0.25, 0.5),
+                                      weight=bp.choice("linear", "tanh", "sigmoid", "through", "none")))),
+    "fewer tokens in every pass": space(bp.Looped(bp.repeat(BLOCK, 2), bp.choice(
+        bp.RoutedLoop((1.0, 0.5), adds=bp.choice("output", "change", "whole")), bp.InnerThinking(bp.choice(2, 3))))),
+    "sliced": space(bp.Looped(bp.repeat(BLOCK, 2), bp.SlicedLoop(bp.choice((4, 3), (1, 2, 2)), ratio=bp.choice(1, 2)))),
+    "gates": space(bp.GatedDepth(bp.repeat(BLOCK, bp.integer(1, 3)), scope=bp.choice("layer", "input"), temperature=0)),
+    "sequences leave": space(bp.EarlyExit(bp.repeat(BLOCK, 2), adapters=(BLOCK,), leave="sequence")),
     "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
         bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
 }
@@ -113,6 +127,11 @@ GRID = {
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
+# What runs here depends on the input, so that their costs are expectations.
+BY_INPUT = {
+    "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
+}
 
 
 def inputs(architecture, length=13):

@@ -13,6 +13,7 @@ import torch
 from ...space.compiled.spec import ChoiceNode, Gene, Leaf, RepeatNode
 from ...space.elastic.layout import walk
 from ...space.genome import Decision
+from ...space.operator import Source
 from .base import TrainingStrategy, Visit, check_count
 from .draw import draw, kind_of, sizes_of
 from .layers import layer_groups, named_tensors
@@ -43,6 +44,8 @@ class ProgressiveDepth(TrainingStrategy):
     stages: int = 3
     interpolate: bool = True
     name: ClassVar[str] = "progressive_depth"
+    source: ClassVar[Source] = Source("Preparing Lessons for Progressive Training on Language Models", 2024,
+                                      options=("S182",))
 
     def __post_init__(self) -> None:
         check_count("stages", self.stages)

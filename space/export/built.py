@@ -12,6 +12,7 @@ from ..joined import JoinedBlock, JoinedSublayer
 from ..macros.base import Macro
 from ..macros.conditioned import ConditionedLayers
 from ..macros.encoder_decoder import EncoderDecoderLayers
+from ..macros.recursion_layers import NormedRounds
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
 from ..macros.units import UnitLayers
 from ..model import BlockModule, Layers, Sublayer
@@ -127,7 +128,8 @@ class Built:
 
     def adapted(self) -> list[nn.Module]:
         """The layers that run with other weights than their own, wrapped to step."""
-        inner = [layer for r in self.records.values() if isinstance(r.module, Layers) and len(r.module.lora)
+        inner = [layer for r in self.records.values()
+                 if (isinstance(r.module, Layers) and len(r.module.lora)) or isinstance(r.module, NormedRounds)
                  for layer in r.module.layers]
         return [*inner, *(self.layers if self.wraps else [])]
 

@@ -143,7 +143,7 @@ class Definitions:
         found = self._names(c for r in records for c in r.classes())
         functions = {name for name, chunk in self.collector.chunks.items() if chunk.kind == "function"}
         model = {"Model"} if self.built.has_source else set()
-        steps = "AdaptedLayers" in found or (self.built.has_source and self.built.wraps)
+        steps = bool({"AdaptedLayers", "NormedRounds"} & found) or (self.built.has_source and self.built.wraps)
         return found | functions | model | ({"Stepping"} if steps else set())
 
     def _parts(self) -> Parts:

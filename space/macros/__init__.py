@@ -7,6 +7,10 @@
     stage             layers at another width and resolution
     ushape            down, inner layers, up, with a skip
     looped            layers that run several times
+    recursion, token_recursion   how they do: encoded, in several streams, in any order; some of the tokens, sliced
+    routed            layers that some tokens pass by
+    gated             layers that some sequences pass by
+    exits             layers that the stream may leave early
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

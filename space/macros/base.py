@@ -30,7 +30,8 @@ class Part(NamedTuple):
 
     name: its prefix in the macro's module. at: where it stands in the macro's fields: (field,) or (field, index).
     width, length: of the stream that reaches it. decodes: whether every next token goes through it; through an encoder
-    only the source does.
+    only the source does. passes: where it runs otherwise than once over what reaches it, the length of every pass with
+    the share of next tokens that take part in it; empty for a part that has weights and does not run.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Part(NamedTuple):
     width: int
     length: Length
     decodes: bool = True
+    passes: tuple[tuple[Length, float], ...] | None = None
 
 
 class Macro(Operator, abstract=True):

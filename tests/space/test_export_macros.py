@@ -11,25 +11,39 @@ from pathlib import Path
 
 import pytest
 from bodyplan.space.export.module_file import streams
-from example_macros import ALL
+from example_macros import ALL, BY_INPUT
 from exported_folders import assert_equal_to_the_module, assert_tidy, export_all, folder_name, judged, model_text
 
 CHOSEN = "topology as a choice"
 TOPOLOGIES = ("Residual", "DenseAverage", "ValueResidual", "CrossLayerKV", "HyperConnections", "Ladder")
-CASES = [*(name for name in ALL if name != CHOSEN), *(f"stack {name}" for name in TOPOLOGIES)]
+LOOPED = {"a recursion as a choice": ("Loop", "IterationEncoding", "HyperLoop", "VisitOrder", "OwnNorms"),
+          "fewer tokens in every pass": ("RoutedLoop", "InnerThinking")}
+EXITS = ("None", "0", "1", "token")
+CASES = [*(name for name in [*ALL, *BY_INPUT] if name not in (CHOSEN, "exits", *LOOPED)),
+         *(f"stack {name}" for name in TOPOLOGIES), *(f"looped {name}" for names in LOOPED.values() for name in names),
+         *(f"exits {leave}" for leave in EXITS)]
 
 
 @pytest.fixture(scope="module")
 def architectures():
     """One network of every space, and one of every topology, of a few the one with most in it."""
     found = {}
-    for name, space in ALL.items():
-        for seed in range(60 if name == CHOSEN else 6):
+    for name, space in (ALL | BY_INPUT).items():
+        for seed in range(60 if name in (CHOSEN, "exits", *LOOPED) else 6):
             candidate = space.sample(random.Random(seed))
-            case = f"stack {type(candidate.plan.layers[0].residual).__name__}" if name == CHOSEN else name
+            case = case_of(name, candidate.plan.layers)
             found[case] = max(found.get(case, candidate), candidate, key=variety)
     assert set(found) == set(CASES)
     return found
+
+
+def case_of(name, layers):
+    """The case that a network of a space stands for: a space with a choice stands for several."""
+    if name == CHOSEN:
+        return f"stack {type(layers[0].residual).__name__}"
+    if name in LOOPED:
+        return f"looped {type(layers[0].recursion).__name__}"
+    return f"exits {layers[1].leave}" if name == "exits" else name
 
 
 def variety(architecture):

@@ -1,0 +1,43 @@
+"""Which tokens go through a part, and how they are taken out of the sequence and put back.
+
+Legend: B batch, T tokens, K chosen tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["compacted", "count_of", "gathered", "picked", "put_back"]
+
+
+def count_of(share: float, tokens: int) -> int:
+    """How many of `tokens` a share of them is: rounded up, at least one."""
+    return max(1, min(tokens, math.ceil(share * tokens - 1e-9)))
+
+
+def picked(score_BT: Tensor, count: int) -> Tensor:
+    """The places of the `count` largest scores of every sequence, in the order of the sequence."""
+    return score_BT.topk(count, dim=-1).indices.sort(dim=-1).values
+
+
+def compacted(keep_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the kept tokens of every sequence in order, and whether each is kept.
+
+    Sequences with fewer are filled with others behind, which a causal part cannot see from the kept ones.
+    """
+    count = int(keep_BT.sum(-1).max())
+    index_BK = torch.argsort((~keep_BT).to(torch.uint8), dim=-1, stable=True)[:, :count]
+    return index_BK, keep_BT.gather(1, index_BK)
+
+
+def gathered(x_BTD: Tensor, index_BK: Tensor) -> Tensor:
+    """The tokens at these places."""
+    return x_BTD.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+
+
+def put_back(x_BTD: Tensor, index_BK: Tensor, y_BKD: Tensor) -> Tensor:
+    """The sequence with `y` at these places."""
+    return x_BTD.scatter(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]), y_BKD)
