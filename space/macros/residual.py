@@ -84,8 +84,8 @@ class CrossLayerKV(Residual):
     """Cross-layer attention (Brandon et al., 2024): of every `every` attention layers in a row the first computes keys and
     values, the others use them.
 
-    Holds for softmax attention as a block's mixer; a layer whose key/value heads, head size or window differ from those
-    it would use computes its own and starts anew.
+    Holds for softmax attention as a block's mixer; a layer whose key/value heads, head size or window differ from those it
+    would use, or that has an option on its scores, computes its own and starts anew.
     """
 
     every: Any = 2
@@ -99,7 +99,8 @@ class CrossLayerKV(Residual):
         held, used, made = None, 0, []
         for item in items:
             attention = attention_of(item)
-            if attention is None:
+            if attention is None or attention.writes_scores:
+                held = held if attention is None else None
                 made.append(item)
                 continue
             kind = (*values_of(attention, width), attention.window)
@@ -109,7 +110,8 @@ class CrossLayerKV(Residual):
         return made
 
     def rewrite(self, operator: Any) -> Any:
-        return replace(operator, reuse_kv=True) if is_softmax(operator) and not operator.value_residual else operator
+        is_plain = is_softmax(operator) and not operator.value_residual and not operator.writes_scores
+        return replace(operator, reuse_kv=True) if is_plain else operator
 
 
 @dataclass(frozen=True)
