@@ -86,6 +86,12 @@ class CausalAttention(nn.Module):
     def step(self, x_BTD: Tensor, state: dict[str, Any] | None,
              shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Attend from T new tokens to the cached ones and themselves."""
+        y_BTHP, new_state = self.by_head(x_BTD, state, shared)
+        return self.out(y_BTHP.reshape(*x_BTD.shape[:2], self.heads * self.head_dim)), new_state
+
+    def by_head(self, x_BTD: Tensor, state: dict[str, Any] | None,
+                shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """What each head gives, before the output projection, and the state after it."""
         batch, length, _ = x_BTD.shape
         start = 0 if state is None else state["position"]
         q_BTHP = self.query(x_BTD).view(batch, length, self.heads, self.head_dim)
@@ -111,7 +117,7 @@ class CausalAttention(nn.Module):
         keep = k_BSGP.shape[1] if self.window is None else min(self.window - 1, k_BSGP.shape[1])
         new_state = {"key": k_BSGP[:, k_BSGP.shape[1] - keep:], "value": v_BSGP[:, v_BSGP.shape[1] - keep:],
                      "position": start + length}
-        return self.out(y_BTHP.reshape(batch, length, self.heads * self.head_dim)), new_state
+        return y_BTHP, new_state
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
         return attend(q_BTHP, k_BSGP, v_BSGP, self.window)

@@ -111,7 +111,8 @@ class DistanceScalars(nn.Module):
         self.by_distance = nn.Parameter(torch.empty(reach))
 
     def forward(self, score: Tensor, q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-        return score * self.by_distance[entry_of(distance_between(*score.shape[-2:], score.device), len(self.by_distance), False)]
+        distance_TS = distance_between(*score.shape[-2:], score.device)
+        return score * self.by_distance[entry_of(distance_TS, len(self.by_distance), False)]
 
 
 class OffsetScalars(nn.Module):

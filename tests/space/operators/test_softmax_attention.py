@@ -235,3 +235,262 @@ def test_an_option_that_cannot_be_built_is_named_with_a_way_out(config, text):
 def test_options_at_their_default_leave_label_and_module_alone():
     assert operator_label(bp.Attention(heads=2, position="rotary", persistent=0, gate=None)) == "Attention(heads=2)"
     assert type(bp.Attention(heads=2).build(8)).__name__ == "CausalAttention"
+
+
+# -- relatives --------------------------------------------------------------------------------------------------------
+
+RELATIVES = [
+    bp.MixtureOfHeads(heads=4, shared_heads=1, top_k=2), bp.GINAttention(heads=2), bp.PositionalAttention(heads=4),
+    bp.ManhattanAttention(heads=2), bp.ManhattanAttention(heads=2, decompose=False, inside=True),
+    bp.SphericalAttention(heads=2, radius=0.7), bp.SphericalAttention(heads=2, grid="equiangular"),
+    bp.SingleHeadAttention(query_dim=4), bp.ChannelAttention(reach=128), bp.Activator(), bp.PointerHead(hidden=8),
+    # Filters are short here: torch 2 on a CPU hangs in depthwise float16 convolutions of 17 taps.
+    bp.SplitAttention(heads=2, kernel=5), bp.GatedAttentionUnit(chunk=16, query_dim=32, kernel=5),
+    bp.DilatedFSMN(channels=16, order=3, kernel=5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config", RELATIVES, ids=operator_label)
+@torch.no_grad()
+def test_relatives_stay_finite_in_half_precision(config, dtype):
+    module = built(config, 16, dtype=dtype).eval()
+    for length in (1, 63, 100):
+        assert module(10 * inputs(length, dtype=dtype)).isfinite().all(), length
+
+
+@torch.no_grad()
+def test_all_heads_on_with_indifferent_routers_are_multi_head_attention():
+    config = bp.MixtureOfHeads(heads=6, head_dim=24, shared_heads=2, top_k=4)
+    module = put(built(config, 16, dtype=torch.float64), share__weight=0.0, route__weight=0.0, weigh__weight=0.0)
+    for length in (1, 63, 100):
+        x_BTD = inputs(length, dtype=torch.float64)
+        assert torch.allclose(module(x_BTD), like(module, bp.Attention(heads=6, head_dim=24))(x_BTD), atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_token_uses_its_shared_heads_and_top_k_others():
+    gates = built(bp.MixtureOfHeads(heads=8, shared_heads=2, top_k=3), 16).gates(inputs(50))
+    assert ((gates > 0).sum(-1) == 5).all() and (gates[..., :2] > 0).all()
+    assert torch.allclose(gates[..., :2].sum(-1) / 2 + gates[..., 2:].sum(-1) / 3, torch.tensor(2.0))
+
+
+@torch.no_grad()
+def test_gin_without_its_own_node_and_with_identity_networks_is_attention():
+    config = bp.GINAttention(heads=2, ratio=2)
+    module = put(built(config, 16, dtype=torch.float64), epsilon=-1.0)
+    # silu(x) - silu(-x) = x: two hidden units per entry give the identity.
+    eye = torch.eye(8, dtype=torch.float64)
+    module.up.copy_(torch.cat([eye, -eye]))
+    module.down.copy_(torch.cat([eye, -eye], 1))
+    x_BTD = inputs(63, dtype=torch.float64)
+    assert torch.allclose(module(x_BTD), like(module, bp.Attention(heads=2))(x_BTD), atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_threshold_of_zero_keeps_all_edges_and_a_high_one_leaves_the_node_alone():
+    every, x_BTD = built(bp.GINAttention(heads=2), 16, dtype=torch.float64), inputs(20, dtype=torch.float64)
+    assert torch.allclose(every(x_BTD), like(every, bp.GINAttention(heads=2, threshold=0.0))(x_BTD), atol=1e-12)
+    cut = like(every, bp.GINAttention(heads=2, threshold=0.999999))
+    assert torch.allclose(cut(x_BTD)[:, 5:], torch.cat([cut(x_BTD[:, :1]), cut(x_BTD)[:, 1:]], 1)[:, 5:])
+    moved = x_BTD.clone()
+    moved[:, 3] += 1
+    assert torch.allclose(cut(moved)[:, 10:], cut(x_BTD)[:, 10:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_closed_gates_leave_content_and_open_ones_start_as_a_convolution():
+    x_BHWD = torch.randn(2, 6, 7, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    module = put(built(bp.PositionalAttention(heads=9, head_dim=4), 16, dtype=torch.float64), gate=-1e9)
+    plain = like(module, bp.Attention(heads=9, head_dim=4, bidirectional=True, rotary=False))
+    assert torch.allclose(module(x_BHWD), plain(x_BHWD.flatten(1, 2)).view(x_BHWD.shape), atol=1e-12)
+    sharp = put(built(bp.PositionalAttention(heads=9, head_dim=4, strength=100.0), 16, dtype=torch.float64), gate=1e9, place=0.0)
+    value, weight = sharp.value(x_BHWD).unflatten(-1, (9, 4)), sharp.out.weight.unflatten(1, (9, 4))
+    wanted = sum(value[:, 1 + a:5 + a, 1 + b:6 + b, 3 * (a + 1) + b + 1] @ weight[:, 3 * (a + 1) + b + 1].T
+                 for a in (-1, 0, 1) for b in (-1, 0, 1))
+    assert torch.allclose(sharp(x_BHWD)[:, 1:5, 1:6], wanted, atol=1e-9)
+
+
+@torch.no_grad()
+def test_manhattan_attention_without_decay_is_attention_and_lines_are_all_pairs_of_a_line():
+    x_BHWD = torch.randn(2, 5, 4, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    options = dict(heads=2, first=60.0, span=0.0, rotary=False)
+    module = put(built(bp.ManhattanAttention(**options, decompose=False), 16, dtype=torch.float64), taps=0.0)
+    plain = like(module, bp.Attention(heads=2, bidirectional=True, rotary=False))
+    assert torch.allclose(module(x_BHWD), plain(x_BHWD.flatten(1, 2)).view(x_BHWD.shape), atol=1e-9)
+    line = x_BHWD.flatten(1, 2)[:, None]
+    for inside in (False, True):
+        pairs = built(bp.ManhattanAttention(heads=2, inside=inside, decompose=False), 16, dtype=torch.float64)
+        lines = like(pairs, bp.ManhattanAttention(heads=2, inside=True, decompose=True))
+        if inside:
+            assert torch.allclose(pairs(line), lines(line), atol=1e-12)
+        else:
+            assert not torch.allclose(pairs(line), lines(line), atol=1e-3)
+
+
+@torch.no_grad()
+def test_nearer_tokens_count_more_under_manhattan_decay():
+    module = put(built(bp.ManhattanAttention(heads=1, first=1.0, span=0.0, decompose=False, rotary=False), 4,
+                       dtype=torch.float64), query__weight=0.0, taps=0.0)
+    for name in ("value", "out"):
+        getattr(module, name).weight.copy_(torch.eye(4))
+    x_BHWD = torch.zeros(1, 5, 5, 4, dtype=torch.float64)
+    x_BHWD[0, 2, 2, 0] = 25
+    y = module(x_BHWD)[0, :, :, 0]
+    assert torch.allclose(y, torch.tensor([[0.5 ** (abs(r - 2) + abs(c - 2)) for c in range(5)] for r in range(5)]).double())
+
+
+@pytest.mark.parametrize("grid", ["cells", "equiangular"])
+@pytest.mark.parametrize("rows", [1, 2, 9, 32])
+def test_quadrature_weights_sum_to_the_sphere_and_integrate_what_they_should(rows, grid):
+    from bodyplan.space.operators.spherical_attention import latitudes
+
+    angles, weights = latitudes(rows, grid)
+    assert sum(weights) == pytest.approx(2) and min(weights) > 0 and len(angles) == rows
+    if grid == "equiangular" and rows > 2:
+        assert sum(w * torch.tensor(a).cos().item() ** 2 for a, w in zip(angles, weights, strict=True)) == pytest.approx(2 / 3)
+
+
+@torch.no_grad()
+def test_attention_on_the_sphere_does_not_change_when_the_grid_is_refined():
+    """A constant query averages the values over the area, however many rows stand near a pole."""
+    module = put(built(bp.SphericalAttention(heads=1), 4, dtype=torch.float64), query__weight=0.0)
+    for name in ("value", "out"):
+        getattr(module, name).weight.copy_(torch.eye(4))
+    coarse, fine = (module(torch.stack([torch.linspace(0, torch.pi, 2 * n + 1).double()[1::2].cos() ** 2] * 4, -1)[None, :, None]
+                           .expand(1, n, 2 * n, 4))[0, 0, 0, 0] for n in (40, 80))
+    assert coarse == pytest.approx(1 / 3, abs=1e-3) and fine == pytest.approx(1 / 3, abs=3e-4)
+
+
+@torch.no_grad()
+def test_a_radius_of_half_a_turn_sees_all_and_a_small_one_only_neighbours():
+    x_BHWD = torch.randn(1, 6, 8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = built(bp.SphericalAttention(heads=2), 16, dtype=torch.float64)
+    assert torch.allclose(whole(x_BHWD), like(whole, bp.SphericalAttention(heads=2, radius=torch.pi))(x_BHWD), atol=1e-12)
+    near = like(whole, bp.SphericalAttention(heads=2, radius=0.8))
+    moved = x_BHWD.clone()
+    moved[0, 3, 7] += 1
+    apart = (near(moved) - near(x_BHWD)).abs().sum(-1)[0] > 1e-9
+    assert apart[3, 0] and apart[3, 6] and not apart[3, 3] and not apart[0, 3]
+
+
+@torch.no_grad()
+def test_channels_that_pass_by_reach_the_output_unmixed():
+    module = built(bp.SingleHeadAttention(ratio=0.25, query_dim=4), 16, dtype=torch.float64).eval()
+    x_BTD = inputs(9, dtype=torch.float64).abs()
+    moved = x_BTD.clone()
+    moved[:, 3, 10] += 1
+    apart = (module(moved) - module(x_BTD)).abs().sum(-1) > 1e-12
+    assert apart[:, 3].all() and apart.sum() == 2
+    moved[:, 3, 1] += 1
+    assert ((module(moved) - module(x_BTD)).abs().sum(-1) > 1e-12).all()
+
+
+@torch.no_grad()
+def test_a_split_with_a_silent_path_is_the_other_path():
+    module = put(built(bp.SplitAttention(heads=2, rotary=True), 16, dtype=torch.float64), taps=0.0)
+    x_BTD = inputs(63, dtype=torch.float64)
+    plain = like(module, bp.Attention(heads=2, head_dim=4, bidirectional=True))
+    assert torch.allclose(module(x_BTD), plain(x_BTD), atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_small_sepformer_loops_one_split_layer():
+    space = bp.Space(embed=bp.FrameEmbedding(features=4, stack=1), width=16, head=bp.ClassifierHead(classes=3),
+                     body=bp.Looped((bp.Block(mixer=bp.SplitAttention(heads=2, kernel=5), channel=bp.MLP()),), bp.Loop(times=4)))
+    once = bp.Space(embed=bp.FrameEmbedding(features=4, stack=1), width=16, head=bp.ClassifierHead(classes=3),
+                    body=(bp.Block(mixer=bp.SplitAttention(heads=2, kernel=5), channel=bp.MLP()),))
+    assert space.sample(0).cost().parameters == once.sample(0).cost().parameters
+
+
+@torch.no_grad()
+def test_channels_are_mixed_and_their_order_does_not_matter():
+    module, x_BTD = built(bp.ChannelAttention(reach=20, query_dim=4), 8, dtype=torch.float64), inputs(20, 8, dtype=torch.float64)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(module(x_BTD[..., order]), module(x_BTD)[..., order], atol=1e-12)
+    with pytest.raises(ValueError, match="at most `reach` tokens: got 21 and 20"):
+        module(inputs(21, 8, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_a_gated_unit_of_one_chunk_sees_the_same_as_of_many_but_for_the_near_part():
+    x_BTD = inputs(30, dtype=torch.float64)
+    module = built(bp.GatedAttentionUnit(chunk=30, query_dim=8, kernel=3, rotary=2), 16, dtype=torch.float64)
+    module.scale[0], module.offset[0] = 0, 0                   # near queries say nothing
+    many = like(module, bp.GatedAttentionUnit(chunk=7, query_dim=8, kernel=3, rotary=2))
+    assert torch.allclose(module(x_BTD), many(x_BTD), atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [bp.GatedAttentionUnit(chunk=64, query_dim=16, rotary=4), bp.DilatedFSMN(channels=16)],
+                         ids=operator_label)
+@torch.no_grad()
+def test_mossformer_is_linear_and_finite_at_16384_tokens(config):
+    from bodyplan.testing import count_macs
+
+    module = built(config, 16)
+    assert module(inputs(16384, batch=1)).isfinite().all()
+    with torch.device("meta"):
+        meta = config.build(16)
+        counts = [count_macs(meta, torch.empty(1, n, 16)) for n in (4096, 16384)]
+    assert counts[1] == pytest.approx(4 * counts[0], rel=1e-3)
+
+
+@torch.no_grad()
+def test_a_memory_without_taps_leaves_the_gates():
+    module = put(built(bp.DilatedFSMN(channels=8), 16, dtype=torch.float64), taps=0.0, shift=0.0)
+    x_BTD = inputs(20, dtype=torch.float64)
+    h = module.input(x_BTD)
+    h = module.input_norm(torch.where(h > 0, h, 0.25 * h))
+    assert torch.allclose(module(x_BTD), module.out(module.out_norm(module.to_v(h) * module.to_u(h) + h)), atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_memory_filter_steps_over_tokens():
+    module = built(bp.DilatedFSMN(channels=8, order=3, kernel=1), 16, dtype=torch.float64)
+    x_BTC = torch.zeros(1, 40, 8, dtype=torch.float64)
+    x_BTC[0, 20] = 1
+    for step in (1, 2, 4):
+        y_BTC = module.filtered(x_BTC, torch.ones(8, 5, dtype=torch.float64), step)
+        assert y_BTC[0, :, 0].nonzero().flatten().tolist() == [20 + step * n for n in (-2, -1, 0, 1, 2)]
+
+
+@torch.no_grad()
+def test_an_activator_sees_each_token_alone():
+    module, x_BTD = built(bp.Activator(), 16), inputs(9)
+    assert torch.allclose(module(x_BTD)[:, 4:5], module(x_BTD[:, 4:5]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_pointer_gives_as_many_classes_as_tokens():
+    for length in (1, 63, 100):
+        scores = built(bp.PointerHead(hidden=8), 16)(inputs(length))
+        back = built(bp.PointerHead(hidden=8, backwards=True), 16)(inputs(length)).softmax(-1)
+        assert scores.shape == (2, length, length) and torch.equal(back.tril(), back)
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=16), width=16, head=bp.PointerHead(hidden=8),
+                     body=(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)),))
+    assert space.sample(0).build()(torch.randint(16, (2, 7))).shape == (2, 7, 7)
+
+
+@pytest.mark.parametrize(("config", "text"), [
+    (bp.MixtureOfHeads(heads=4, shared_heads=2, top_k=3), "must not exceed heads at body[0].mixer: got 2 and 3 of 4; use 2"),
+    (bp.MixtureOfHeads(heads=5), "heads must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
+    (bp.GINAttention(threshold=1.0), "threshold is a weight of attention"),
+    (bp.GINAttention(heads=2, head_dim=5), "head_dim must be even"),
+    (bp.PositionalAttention(strength=-1), "strength must be a number of at least 0"),
+    (bp.ManhattanAttention(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
+    (bp.ManhattanAttention(first=0), "first must be above 0 and span at least 0"),
+    (bp.SphericalAttention(grid="cell"), "unknown grid 'cell'; did you mean 'cells'"),
+    (bp.SphericalAttention(radius=4), "radius is an angle above 0 and at most pi at body[0].mixer: got 4"),
+    (bp.SingleHeadAttention(ratio=1), "leave channels that pass by at body[0].mixer: got 1 of 64"),
+    (bp.SplitAttention(share=1.0), "share must leave channels to both paths"),
+    (bp.SplitAttention(heads=2, share=0.3), "heads must divide the channels that attend at body[0].mixer: got 2 and 19"),
+    (bp.SplitAttention(kernel=4), "kernel must be odd"),
+    (bp.ChannelAttention(reach=0), "reach must be a whole number"),
+    (bp.GatedAttentionUnit(query_dim=16, rotary=9), "rotary pairs must fit into query_dim at body[0].mixer: got 9 and 16"),
+    (bp.DilatedFSMN(order=0), "order must be a whole number"),
+    (bp.Activator(ratio=0), "ratio must be a positive number"),
+    (bp.PointerHead(hidden=0), "hidden must be a whole number"),
+])
+def test_a_relative_that_cannot_be_built_is_named_with_a_way_out(config, text):
+    with pytest.raises(ValueError) as caught:
+        config.check(64, WHERE)
+    assert text in str(caught.value)
