@@ -10,7 +10,8 @@ from ..operator import Length, Source, tokens_of
 from ..operators.attention import Attention
 from ..plan import Block
 
-__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "Residual", "ValueResidual"]
+__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "LayerMemory", "Placed", "Residual",
+           "ValueResidual"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,36 @@ class CrossLayerKV(Residual):
     def rewrite(self, operator: Any) -> Any:
         is_plain = is_softmax(operator) and not operator.value_residual and not operator.writes_scores
         return replace(operator, reuse_kv=True) if is_plain else operator
+
+
+@dataclass(frozen=True)
+class LayerMemory(Residual):
+    """Attention layers that read what those before them computed: `LayerMixAttention` (LIMe, Gerasimov et al., 2025),
+    `SkipAttention` (Chen et al., 2024), `ForwardCrossAttention` (FcaFormer, Zhang et al., 2023), one kind per stack.
+
+    Tells each such mixer of a block how many there are before it, and hands their list on.
+    """
+
+    source: ClassVar[Source] = Source("You Do Not Fully Utilize Transformer's Representation Capacity", 2025)
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        made: list[Any] = []
+        count = 0
+        for item in items:
+            remembers = isinstance(item, Block) and hasattr(item.mixer, "before")
+            made.append(replace(item, mixer=replace(item.mixer, before=count)) if remembers else item)
+            count += remembers
+        return made
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An operator as it is after `before` others that remember; others as they are."""
+
+    before: int
+
+    def __call__(self, operator: Any) -> Any:
+        return replace(operator, before=self.before) if hasattr(operator, "before") else operator
 
 
 @dataclass(frozen=True)

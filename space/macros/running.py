@@ -34,4 +34,5 @@ def initial_state(part: Any, batch: int, dtype: torch.dtype, device: Any) -> Any
 
 def without_attention(shared: dict[str, Any] | None) -> dict[str, Any] | None:
     """What an outer stream shares, without the keys and values of its layers; nothing where nothing is shared."""
-    return None if shared is None else {key: held for key, held in shared.items() if key not in ("kv", "first_value")}
+    attention = "kv", "first_value", "layers"
+    return None if shared is None else {key: held for key, held in shared.items() if key not in attention}

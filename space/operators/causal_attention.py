@@ -92,18 +92,8 @@ class CausalAttention(nn.Module):
     def by_head(self, x_BTD: Tensor, state: dict[str, Any] | None,
                 shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """What each head gives, before the output projection, and the state after it."""
-        batch, length, _ = x_BTD.shape
         start = 0 if state is None else state["position"]
-        q_BTHP = self.query(x_BTD).view(batch, length, self.heads, self.head_dim)
-        k_BSGP = self.key(x_BTD).view(batch, length, self.kv_heads, self.head_dim)
-        v_BSGP = self.value(x_BTD).view(batch, length, self.kv_heads, self.head_dim)
-        if self.query_norm is not None:
-            q_BTHP = self.query_norm(q_BTHP)
-        if self.key_norm is not None:
-            k_BSGP = self.key_norm(k_BSGP)
-        if self.rotary:
-            cos_T1F, sin_T1F = rotation(start, length, self.head_dim // 2, self.rope_base, x_BTD)
-            q_BTHP, k_BSGP = rotate(q_BTHP, cos_T1F, sin_T1F), rotate(k_BSGP, cos_T1F, sin_T1F)
+        q_BTHP, k_BSGP, v_BSGP = self.projected(x_BTD, start)
         if shared is not None:
             shared.setdefault("first_value", v_BSGP)
         if self.mix is not None:
@@ -116,8 +106,23 @@ class CausalAttention(nn.Module):
         y_BTHP = self.attend(q_BTHP, k_BSGP, v_BSGP)
         keep = k_BSGP.shape[1] if self.window is None else min(self.window - 1, k_BSGP.shape[1])
         new_state = {"key": k_BSGP[:, k_BSGP.shape[1] - keep:], "value": v_BSGP[:, v_BSGP.shape[1] - keep:],
-                     "position": start + length}
+                     "position": start + x_BTD.shape[1]}
         return y_BTHP, new_state
+
+    def projected(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the new tokens, the first of them at position `start`."""
+        batch, length, _ = x_BTD.shape
+        q_BTHP = self.query(x_BTD).view(batch, length, self.heads, self.head_dim)
+        k_BTGP = self.key(x_BTD).view(batch, length, self.kv_heads, self.head_dim)
+        v_BTGP = self.value(x_BTD).view(batch, length, self.kv_heads, self.head_dim)
+        if self.query_norm is not None:
+            q_BTHP = self.query_norm(q_BTHP)
+        if self.key_norm is not None:
+            k_BTGP = self.key_norm(k_BTGP)
+        if self.rotary:
+            cos_T1F, sin_T1F = rotation(start, length, self.head_dim // 2, self.rope_base, x_BTD)
+            q_BTHP, k_BTGP = rotate(q_BTHP, cos_T1F, sin_T1F), rotate(k_BTGP, cos_T1F, sin_T1F)
+        return q_BTHP, k_BTGP, v_BTGP
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
         return attend(q_BTHP, k_BSGP, v_BSGP, self.window)

@@ -8,6 +8,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     mamba2_hybrid       state spaces, attention and MLPs in given shares
     based, transnormer  linear attention beside sliding windows; with decays
     brainformer         non-uniform blocks, repeated
+    masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
     metaformer          pyramids with any token mixer; PoolFormer
@@ -34,6 +35,7 @@ from . import (
     lit,
     llama,
     mamba2_hybrid,
+    masformer,
     metaformer,
     mixed_attention,
     pvt,
@@ -44,5 +46,5 @@ from . import (
 )
 
 __all__ = ["autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "gpt", "halonet",
-           "lighthubert", "lit", "llama", "mamba2_hybrid", "metaformer", "mixed_attention", "pvt", "squeezeformer",
-           "swin", "transnormer", "vit"]
+           "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer", "metaformer", "mixed_attention", "pvt",
+           "squeezeformer", "swin", "transnormer", "vit"]

@@ -37,12 +37,18 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.SplitAttention(heads=2, share=0.25, head_dim=2, kernel=3), 8)],
     "DilatedFSMN": [(bp.DilatedFSMN(channels=12, order=4, layers=3, kernel=5), 16),
                     (bp.DilatedFSMN(channels=6, order=2, layers=2, kernel=3), 8)],
+    "ForwardCrossAttention": [
+        (bp.ForwardCrossAttention(heads=4), 16), (bp.ForwardCrossAttention(heads=2, kernel=3, stride=2, head_dim=3), 8)],
     "GINAttention": [
         (bp.GINAttention(heads=4), 16), (bp.GINAttention(heads=2, ratio=1, threshold=0.1, rotary=False), 8),
         (bp.GINAttention(heads=2, head_dim=6, threshold=0.05), 12)],
     "GatedAttentionUnit": [
         (bp.GatedAttentionUnit(chunk=8, query_dim=12, kernel=5, rotary=3), 16),
         (bp.GatedAttentionUnit(chunk=5, query_dim=6, ratio=1, kernel=3, shift=False, rotary=0), 8)],
+    "LayerMixAttention": [
+        (bp.LayerMixAttention(heads=4, kv_heads=2, window=5), 16), (bp.LayerMixAttention(heads=2, kv_heads=1), 8),
+        (bp.LayerMixAttention(heads=2, rotary=False), 8),
+        (bp.LayerMixAttention(heads=2, head_dim=6), 24)],
     "ManhattanAttention": [
         (bp.ManhattanAttention(heads=4), 16),
         (bp.ManhattanAttention(heads=2, decompose=False, kernel=3, first=1.0, span=3.0), 8),
@@ -55,6 +61,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "PositionalAttention": [
         (bp.PositionalAttention(heads=4), 16), (bp.PositionalAttention(heads=2, strength=0.5, head_dim=5), 8)],
     "SingleHeadAttention": [(bp.SingleHeadAttention(query_dim=6), 24), (bp.SingleHeadAttention(ratio=0.5, query_dim=4), 6)],
+    "SkipAttention": [
+        (bp.SkipAttention(heads=4, kv_heads=4, window=5), 16), (bp.SkipAttention(heads=4, kv_heads=2, rotary=False), 8),
+        (bp.SkipAttention(heads=2, head_dim=6, skipped=0, offset=1), 24)],
     "SphericalAttention": [
         (bp.SphericalAttention(heads=4), 16), (bp.SphericalAttention(heads=2, grid="equiangular", radius=1.2), 8),
         (bp.SphericalAttention(heads=2, head_dim=3, radius=0.5), 8)],
@@ -67,14 +76,19 @@ UNVARIED: dict[str, dict[str, str]] = {
     "GINAttention": {"half": "a rotary pair is two numbers"},
     "GatedAttentionUnit": {"uses": "two queries, two keys", "gates": "two gates"},
     "SplitAttention": {"half": "a rotary pair is two numbers"},
+    "LayerMixAttention": {"half": "a rotary pair is two numbers"},
     "ManhattanAttention": {"half": "a rotary pair is two numbers"},
     "MixtureOfHeads": {"half": "a rotary pair is two numbers", "kinds": "shared heads and routed ones"},
+    "SkipAttention": {"half": "a rotary pair is two numbers"},
     "PointerHead": {"one": "a score is one number"},
     "PositionalAttention": {"offsets": "rows, columns, and their squares"},
 }
 
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
     "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies"},
+    "ForwardCrossAttention": {"before": "needs the layers before it: run by their stacks"},
+    "LayerMixAttention": {"before": "needs the layers before it: run by their stacks"},
+    "SkipAttention": {"before": "needs the layers before it: run by their stacks"},
 }
 
 
