@@ -512,8 +512,8 @@ def test_a_relative_that_cannot_be_built_is_named_with_a_way_out(config, text):
 
 # -- layers that remember ---------------------------------------------------------------------------------------------
 
-TEXT = {"embed": bp.TokenEmbedding(vocab=16), "head": bp.LanguageHead(tied=False)}
-IMAGE = {"embed": bp.PatchEmbedding(patch=2, channels=1, image=(12, 10), grid=True), "head": bp.ClassifierHead(classes=3)}
+TEXT = {"embed": bp.TokenEmbedding(vocab=32), "head": bp.LanguageHead(tied=False)}
+IMAGE = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=3)}
 MEMORIES = {
     "mixed layers": [bp.LayerMixAttention(heads=4, kv_heads=2)] * 4,
     "mixed layers in windows": [bp.LayerMixAttention(heads=2, window=w, rotary=False) for w in (None, 4, 6)],
@@ -642,7 +642,7 @@ def test_memories_are_searched_in_one_supernet(mixer):
             assert "LayerMemory()" in str(error)
             continue
         ran += 1
-        assert wanted.shape == (2, 9, 16)
+        assert wanted.shape == (2, 9, 32)
         assert torch.allclose(net.subnet(architecture)(ids), net.extract(architecture)(ids), atol=1e-5)
     assert ran > 5
 
@@ -699,7 +699,7 @@ def test_every_weight_of_a_forward_cross_stack_takes_part_and_costs_what_torch_c
     layer = bp.Block(mixer=bp.ForwardCrossAttention(heads=2), channel=bp.MLP(ratio=1))
     architecture = bp.Space(width=16, body=bp.Stack((layer,) * 3, bp.LayerMemory()), **IMAGE).sample(0)
     model = architecture.build(seed=0)
-    images = torch.rand(2, 1, 12, 10)
+    images = torch.rand(2, 1, 28, 28)
     model(images).square().sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
     assert architecture.cost().macs == pytest.approx(macs_flop_counter(model.eval(), images[:1]), rel=0.02)
@@ -748,11 +748,12 @@ EXPORTED = {
     "cross tokens": (IMAGE, [bp.ForwardCrossAttention(heads=2)] * 3)}
 
 
-def test_stacks_that_remember_compute_the_same_without_the_package(tmp_path):
+def test_stacks_that_remember_and_options_compute_the_same_without_the_package(tmp_path):
     found = {name: bp.Space(width=16, body=bp.Stack(tuple(bp.Block(mixer=m, channel=bp.MLP(ratio=1)) for m in mixers),
                                                     bp.LayerMemory()), **ends).sample(0)
              for name, (ends, mixers) in EXPORTED.items()}
-    options = tuple(bp.Block(mixer=config) for config in OPTIONS if config.causal)
+    some = [bp.Attention(heads=4, kv_heads=2, position=p, reach=5, qkv_conv=3) for p in ("alibi", "fire", "m3", "m4")]
+    options = tuple(bp.Block(mixer=config) for config in (*some, bp.Attention(heads=2, shaped=0.5, sink=True, window=4)))
     found["options"] = bp.Space(width=16, body=options, **TEXT).sample(0)
     root = export_all(tmp_path, found)
     verdicts = judged(root, found)
