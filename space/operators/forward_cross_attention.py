@@ -18,9 +18,10 @@ from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
 from .depthwise_conv2d import square_taps
-from .heads import check_heads, head_size, projections
+from .heads import projections_of
 from .layernorm import LayerNorm, LayerNormalisation
 from .spatial import as_grid, grid_of, require_odd
+from .windows import check_heads, head_size
 
 __all__ = ["CrossTokenAttention", "ForwardCrossAttention"]
 
@@ -126,7 +127,7 @@ class ForwardCrossAttention(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         d, k, size = axis("width", width), axis("heads", self.heads), head_size(self, width)
-        declared = projections(d, k * axis("key_dim", size), k * axis("head_dim", size))
+        declared = projections_of(d, k * axis("key_dim", size), k * axis("head_dim", size))
         if self.before:
             n = axis("sources", self.before)
             declared |= {"taps": square_taps(d, self.kernel), "scale": param(n, init="ones"),

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source
 from .causal_attention import CausalAttention, attend, visible
-from .heads import check_heads, head_size, projections, require_even
+from .heads import projections_of, require_even
 from .mlp import check_ratio
+from .windows import check_heads, head_size
 
 __all__ = ["GINAttention", "IsomorphicAttention"]
 
@@ -92,7 +93,7 @@ class GINAttention(Operator):
         size, h, f = head_size(self, width), axis("heads", self.heads), axis("gin_hidden", self._hidden(width))
         p, made, each = axis("head_dim", size), axis("made", size), Init("last")
         queries = h * axis("half", 2) * axis("pairs", size // 2)
-        declared = projections(axis("width", width), queries, h * p)
+        declared = projections_of(axis("width", width), queries, h * p)
         return {**declared, "out.weight": param(axis("width", width), h * made), "epsilon": param(h, init="zeros"),
                 "up": param(h, f, p, init=each), "down": param(h, made, f, init=each)}
 

@@ -19,9 +19,10 @@ from ..axes import Param, axis
 from ..operator import Length, Operator, Source, tokens_of
 from .causal_attention import rotate
 from .depthwise_conv2d import square_taps
-from .heads import check_heads, head_size, projections, require_even
+from .heads import projections_of, require_even
 from .positional_attention import grid_offsets
 from .spatial import as_grid, grid_of, require_odd
+from .windows import check_heads, head_size
 
 __all__ = ["ManhattanAttention", "ManhattanRetention"]
 
@@ -137,7 +138,7 @@ class ManhattanAttention(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         size, k = head_size(self, width), axis("heads", self.heads)
         values = k * axis("head_dim", size)
-        return {**projections(axis("width", width), k * axis("half", 2) * axis("pairs", size // 2), values),
+        return {**projections_of(axis("width", width), k * axis("half", 2) * axis("pairs", size // 2), values),
                 "taps": square_taps(values, self.kernel)}
 
     def build(self, width: int) -> nn.Module:

@@ -16,7 +16,8 @@ from ..axes import Param, axis, param
 from ..operator import Operator, Source
 from .causal_attention import CausalAttention, attend
 from .checks import require_whole
-from .heads import check_heads, head_size, projections, require_even
+from .heads import projections_of, require_even
+from .windows import check_heads, head_size
 
 __all__ = ["MixtureOfHeads", "MixtureOfHeadsAttention"]
 
@@ -102,7 +103,7 @@ class MixtureOfHeads(Operator):
         size, d = head_size(self, width), axis("width", width)
         shared, routed = axis("shared_heads", self.shared_heads), axis("routed_heads", self.heads - self.shared_heads)
         heads = shared + routed
-        return {**projections(d, heads * axis("half", 2) * axis("pairs", size // 2), heads * axis("head_dim", size)),
+        return {**projections_of(d, heads * axis("half", 2) * axis("pairs", size // 2), heads * axis("head_dim", size)),
                 "share.weight": param(shared, d), "route.weight": param(routed, d),
                 "weigh.weight": param(axis("kinds", 2), d)}
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .heads import check_heads, head_size, projections
+from .heads import projections_of
 from .spatial import as_grid
+from .windows import check_heads, head_size
 
 __all__ = ["GatedPositionalAttention", "PositionalAttention", "grid_offsets"]
 
@@ -101,7 +102,7 @@ class PositionalAttention(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         k = axis("heads", self.heads)
         inner = k * axis("head_dim", head_size(self, width))
-        return {**projections(axis("width", width), k * axis("key_dim", head_size(self, width)), inner),
+        return {**projections_of(axis("width", width), k * axis("key_dim", head_size(self, width)), inner),
                 "place": param(k, axis("offsets", 3), init="zeros"), "gate": param(k, init="ones")}
 
     def build(self, width: int) -> nn.Module:

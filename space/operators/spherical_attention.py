@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ...registry import unknown
 from ..axes import Param, axis
 from ..operator import Length, Operator, Source, tokens_of
-from .heads import check_heads, head_size, projections
+from .heads import projections_of
 from .spatial import as_grid
+from .windows import check_heads, head_size
 
 __all__ = ["QuadratureAttention", "SphericalAttention", "latitudes"]
 
@@ -111,7 +112,7 @@ class SphericalAttention(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         k, size = axis("heads", self.heads), head_size(self, width)
-        return projections(axis("width", width), k * axis("key_dim", size), k * axis("head_dim", size))
+        return projections_of(axis("width", width), k * axis("key_dim", size), k * axis("head_dim", size))
 
     def build(self, width: int) -> nn.Module:
         return QuadratureAttention(width, self.heads, head_size(self, width), self.grid, self.radius)

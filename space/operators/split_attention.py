@@ -17,10 +17,11 @@ from ..axes import Param, axis, param
 from ..operator import Operator, Source
 from .causal_attention import CausalAttention, attend
 from .checks import require_whole
-from .heads import check_heads, projections, require_even
+from .heads import projections_of, require_even
 from .scored_attention import centred_conv
 from .short_conv import tap_init
 from .spatial import require_odd
+from .windows import check_heads
 
 __all__ = ["SplitAttention", "SplitPaths"]
 
@@ -106,7 +107,7 @@ class SplitAttention(Operator):
         (size, channels), d = self.sizes(width), axis("width", width)
         h, e = axis("heads", self.heads), axis("channels", channels)
         taps = axis("taps", self.kernel, "centre" if self.bidirectional else "trailing")
-        return {**projections(d, h * axis("half", 2) * axis("pairs", size // 2), h * axis("head_dim", size)),
+        return {**projections_of(d, h * axis("half", 2) * axis("pairs", size // 2), h * axis("head_dim", size)),
                 "local.weight": param(e, d), "local_out.weight": param(d, e),
                 "taps": param(e, taps, init=tap_init(self.kernel))}
 
