@@ -16,5 +16,5 @@
     calibration.py  calibrate(): batch statistics of an extracted subnet, measured anew
     evaluation.py   Evaluator: one candidate in, its numbers out
     cost.py         multiply-adds by two independent counters (thop, torch's flop counter)
-    linear_macs.py  what linear attention and its kin add to thop's
+    linear_macs.py, attention_macs.py   what linear and softmax attention and their kin add to thop's
 """
