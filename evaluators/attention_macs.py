@@ -61,7 +61,7 @@ def _isomorphic(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = _sizes(inputs)
     networks = batch * length * (module.up.numel() + module.down.numel())
     written = float(2 * batch * module.heads * module.head_dim * length * length)
-    return networks + (_fused(module, inputs) if module.threshold is None else written)
+    return float(networks + (_fused(module, inputs) if module.threshold is None else written))
 
 
 def _split(module: Any, inputs: tuple[Any, ...], output: Any) -> float:

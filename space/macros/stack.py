@@ -156,7 +156,7 @@ class Stack(Macro):
         at_place = {node.place: first + n for n, node in enumerate(draft.nodes[first:])}
         held: list[int] = []
         for index, item in enumerate(items):
-            mixer = getattr(item, "mixer", None)
+            mixer: Any = getattr(item, "mixer", None)
             if isinstance(self.residual, LayerMemory) and hasattr(mixer, "before"):
                 node = at_place[f"{place}.layers.{index}.mixer.op"]
                 offset = getattr(mixer, "offset", None)

@@ -161,7 +161,7 @@ def _distances(config: Any) -> int:
 
 def fixed_axes(config: Any) -> dict[str, str]:
     """Axes whose entries have a meaning of their own."""
-    found = {}
+    found: dict[str, str] = {}
     if config.position == "alibi":
         found |= {"kv_heads": "a slope belongs to a head", "group": "a slope belongs to a head"}
     if config.position == "t5":

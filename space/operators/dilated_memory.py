@@ -62,7 +62,8 @@ class GatedMemory(nn.Module):
         for layer in range(self.layers):
             taps_LCW = self.taps[first:first + layer + 1]
             first += layer + 1
-            y_BTC = sum(self.filtered(part, taps_CW, 2**layer) for part, taps_CW in zip(held[::-1], taps_LCW, strict=True))
+            filtered = [self.filtered(part, taps, 2**layer) for part, taps in zip(held[::-1], taps_LCW.unbind(), strict=True)]
+            y_BTC = torch.stack(filtered).sum(0)
             mean = y_BTC.mean(1, keepdim=True)
             y_BTC = (y_BTC - mean) * torch.rsqrt((y_BTC - mean).square().mean(1, keepdim=True) + 1e-5)
             y_BTC = y_BTC * self.gain[layer] + self.shift[layer]

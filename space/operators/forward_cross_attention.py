@@ -140,7 +140,7 @@ class ForwardCrossAttention(Operator):
 
     def _cross(self, length: Length) -> int:
         rows, columns = grid_of(length)
-        return -(-rows // self.stride) * -(-columns // self.stride)
+        return int(-(-rows // self.stride) * -(-columns // self.stride))
 
     def macs(self, width: int, length: Length) -> float:
         """Projections of all tokens, scores and values of all pairs, and the filter over the layer before."""

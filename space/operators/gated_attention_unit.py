@@ -86,7 +86,7 @@ class JointAttention(nn.Module):
         q_near, q_far, k_near, k_far = F.pad(query_BT4Q, (0, 0, 0, 0, 0, missing)).unbind(2)
         padded = F.pad(x_BTE, (0, 0, 0, missing))
         far_BTE = torch.matmul(q_far, torch.matmul(k_far[:, :length].mT, x_BTE) / length)
-        q_BCNQ, k_BCNQ, x_BCNE = (part.unflatten(1, (-1, self.chunk)) for part in (q_near, k_near, padded))
+        q_BCNQ, k_BCNQ, x_BCNE = (torch.unflatten(part, 1, (-1, self.chunk)) for part in (q_near, k_near, padded))
         weight_BCNN = F.relu(torch.matmul(q_BCNQ, k_BCNQ.mT) / self.chunk).square()
         return (torch.matmul(weight_BCNN, x_BCNE).flatten(1, 2) + far_BTE)[:, :length]
 

@@ -79,7 +79,7 @@ class GINAttention(Operator):
         return {"half": "a rotary pair is ordered", "pairs": "a pair is a rotary frequency"} if self.rotary else {}
 
     def _hidden(self, width: int) -> int:
-        return max(1, round(self.ratio * head_size(self, width)))
+        return int(max(1, round(self.ratio * head_size(self, width))))
 
     def check(self, width: int, where: str) -> None:
         check_heads(self, width, where)
@@ -112,7 +112,7 @@ class GINAttention(Operator):
         return float(self.matrix_numel(width) + self._network_macs(width) + 2 * pairs)
 
     def _network_macs(self, width: int) -> int:
-        return 2 * self.heads * head_size(self, width) * self._hidden(width)
+        return int(2 * self.heads * head_size(self, width) * self._hidden(width))
 
     def state_numel(self, width: int, length: int) -> int:
-        return 2 * length * self.heads * head_size(self, width)
+        return int(2 * length * self.heads * head_size(self, width))

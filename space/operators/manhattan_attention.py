@@ -70,7 +70,8 @@ class ManhattanRetention(nn.Module):
         rows, columns = q.shape[1:3]
         q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
         row_TT, column_TT = grid_offsets(rows, columns, q)
-        return self.faded(q, k, v, row_TT.abs() + column_TT.abs()).transpose(1, 2).unflatten(1, (rows, columns))
+        y_BTKP = self.faded(q, k, v, row_TT.abs() + column_TT.abs()).transpose(1, 2)
+        return torch.unflatten(y_BTKP, 1, (rows, columns))
 
     def by_lines(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Along each row, then along each column."""

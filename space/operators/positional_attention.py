@@ -63,8 +63,8 @@ class GatedPositionalAttention(nn.Module):
         start = torch.tensor([[2 * a, 2 * b, -1.0] for a, b in self.centres()], dtype=dtype, device=like.device)
         w_K3 = self.strength * start + self.place.to(dtype)
         terms = (row_TT, column_TT, row_TT.square() + column_TT.square())
-        score_KTT = sum(w_K1[:, None, None] * term for w_K1, term in zip(w_K3.unbind(-1), terms, strict=True))
-        return torch.softmax(score_KTT, -1).to(like.dtype)
+        row_KTT, column_KTT, far_KTT = (w_K[:, None, None] * term for w_K, term in zip(w_K3.unbind(-1), terms, strict=True))
+        return torch.softmax(row_KTT + column_KTT + far_KTT, -1).to(like.dtype)
 
     def centres(self) -> list[tuple[float, float]]:
         """(rows, columns) away from the token that each head starts at."""

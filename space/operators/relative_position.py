@@ -24,6 +24,11 @@ def distance_between(new: int, seen: int, device: torch.device) -> Tensor:
     return query_T1 - torch.arange(seen, device=device)
 
 
+def distances_of(score: Tensor) -> Tensor:
+    """`distance_between` the queries and keys of scores [..., T, S]."""
+    return distance_between(score.shape[-2], score.shape[-1], score.device)
+
+
 def slopes(heads: int) -> list[float]:
     """Of ALiBi: the powers of 2 ** (-8 / n) for n heads; where n is no power of two, those of the next smaller power and
     then every other one of twice as many."""
@@ -94,7 +99,7 @@ class InterpolatedBias(nn.Module):
         curve = self.curve.to(dtype).abs()
         most_T1 = torch.maximum(query_T1, (self.threshold.to(dtype) * self.reach).abs())
         share_TS = torch.log1p(curve * distance_TS) / (torch.log1p(curve * most_T1) + 1e-6)
-        bias_TSH = self.out(F.relu(self.hidden(share_TS.to(score.dtype)[..., None])))
+        bias_TSH: Tensor = self.out(F.relu(self.hidden(share_TS.to(score.dtype)[..., None])))
         return score + bias_TSH.view(new, seen, groups, per_group).permute(2, 3, 0, 1)
 
 
@@ -111,7 +116,7 @@ class DistanceScalars(nn.Module):
         self.by_distance = nn.Parameter(torch.empty(reach))
 
     def forward(self, score: Tensor, q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-        distance_TS = distance_between(*score.shape[-2:], score.device)
+        distance_TS = distances_of(score)
         return score * self.by_distance[entry_of(distance_TS, len(self.by_distance), False)]
 
 
@@ -124,7 +129,7 @@ class OffsetScalars(nn.Module):
         self.by_offset = nn.Parameter(torch.empty(2 * reach - 1 if signed else reach))
 
     def forward(self, score: Tensor, q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-        return score * self.by_offset[entry_of(distance_between(*score.shape[-2:], score.device), self.reach, self.signed)]
+        return score * self.by_offset[entry_of(distances_of(score), self.reach, self.signed)]
 
 
 class OffsetFactors(nn.Module):
@@ -137,8 +142,8 @@ class OffsetFactors(nn.Module):
         self.factors = nn.Parameter(torch.empty(2 * reach - 1 if signed else reach, head_dim))
 
     def forward(self, score: Tensor, q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-        entry_TS = entry_of(distance_between(*score.shape[-2:], score.device), self.reach, self.signed)
-        rows = zip(q.split(self.block, 1), entry_TS.split(self.block), strict=True)
+        entry_TS = entry_of(distances_of(score), self.reach, self.signed)
+        rows = zip(torch.split(q, self.block, 1), torch.split(entry_TS, self.block), strict=True)
         products = [torch.einsum("btgrp,tsp,bsgp->bgrts", q_row, self.factors[entry], k) for q_row, entry in rows]
         return torch.cat(products, -2)
 
@@ -152,7 +157,7 @@ class OffsetVectors(nn.Module):
         self.vectors = nn.Parameter(torch.empty(2 * reach - 1 if signed else reach, head_dim))
 
     def forward(self, score: Tensor, q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-        entry_TS = entry_of(distance_between(*score.shape[-2:], score.device), self.reach, self.signed)
+        entry_TS = entry_of(distances_of(score), self.reach, self.signed)
         return score + self.with_queries(q, entry_TS) + scale * self.with_keys(k, entry_TS)[:, :, None]
 
     def with_queries(self, q_BTGRP: Tensor, entry_TS: Tensor) -> Tensor:
@@ -196,4 +201,5 @@ class SinusoidTerms(nn.Module):
         steps = torch.arange(0, self.width, 2, device=like.device, dtype=dtype)
         angle_NF = torch.outer(torch.arange(first, end, device=like.device, dtype=dtype), self.base ** (-steps / self.width))
         wave_ND = torch.cat([angle_NF.sin(), angle_NF.cos()], -1)[:, :self.width].to(like.dtype)
-        return self.distance(wave_ND).view(-1, self.kv_heads, self.head_dim)
+        r_NGP: Tensor = self.distance(wave_ND).view(-1, self.kv_heads, self.head_dim)
+        return r_NGP

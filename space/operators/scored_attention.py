@@ -136,7 +136,7 @@ class ScoredAttention(nn.Module):
         new, seen = q_BTHP.shape[1], k_BSGP.shape[1]
         if self.log_temperature is not None:
             q_BTHP = q_BTHP * torch.exp(-self.log_temperature).repeat_interleave(self.head_dim).view(-1, self.head_dim)
-        q = self.scale * q_BTHP.unflatten(2, (self.kv_heads, -1))                                 # [B, T, G, R, P]
+        q = self.scale * torch.unflatten(q_BTHP, 2, (self.kv_heads, -1))                                 # [B, T, G, R, P]
         score = torch.matmul(q.permute(0, 2, 3, 1, 4), k_BSGP.permute(0, 2, 3, 1)[:, :, None])    # [B, G, R, T, S]
         if self.position is not None:
             score = self.position(score, q, k_BSGP, start, self.scale)

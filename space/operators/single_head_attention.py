@@ -38,7 +38,7 @@ class PartialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_BTD = as_grid(x).flatten(1, 2)
-        some_BTC, others = x_BTD.split([self.channels, self.width - self.channels], -1)
+        some_BTC, others = torch.split(x_BTD, [self.channels, self.width - self.channels], -1)
         qkv = self.input_norm(self.input(self.normed(some_BTC)))
         q_BTQ, k_BTQ, v_BTC = qkv.split([self.query_dim, self.query_dim, self.channels], -1)
         y_BTC = F.scaled_dot_product_attention(q_BTQ, k_BTQ, v_BTC)
@@ -71,7 +71,7 @@ class SingleHeadAttention(Operator):
                                       options=("S399",))
 
     def _channels(self, width: int) -> int:
-        return max(1, round(self.ratio * width))
+        return int(max(1, round(self.ratio * width)))
 
     def check(self, width: int, where: str) -> None:
         require_whole("query_dim", self.query_dim, where)
