@@ -69,7 +69,7 @@ class CrossTokenAttention(nn.Module):
         cross = [bias_K.expand(count, -1) for bias_K, count in zip(bias_NK.unbind(), counts, strict=True)]
         return torch.cat([own_K, *cross]).t()[:, None]
 
-    def crosses(self, shared: dict[str, Any] | None) -> list[Tensor]:
+    def crosses(self, shared: dict[str, Any] | None = None) -> list[Tensor]:
         """Cross tokens of the layers before, each [B, S, D]: those of the last are made here.
 
         Raises ValueError where there are not as many as it was built for.
@@ -78,7 +78,9 @@ class CrossTokenAttention(nn.Module):
         if len(layers) != self.before:
             raise ValueError(f"cross tokens come from {self.before} layers before: got {len(layers)}; put these layers into "
                              "Stack(..., residual=LayerMemory())")
-        return [*layers[:-1], self.merged(layers[-1], self.taps)] if layers and self.taps is not None else []
+        if self.taps is None:
+            return []
+        return [*layers[:-1], self.merged(layers[-1], self.taps)]
 
     def merged(self, x_BHWD: Tensor, taps_DRC: Tensor) -> Tensor:
         x_BDHW, (channels, kernel, _) = x_BHWD.permute(0, 3, 1, 2), taps_DRC.shape

@@ -24,7 +24,8 @@ from .checks import require_whole
 __all__ = ["LayerMixAttention", "MixingAttention", "SkipAttention", "SkippingAttention", "earlier_layers"]
 
 
-def earlier_layers(shared: dict[str, Any] | None, count: int, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+def earlier_layers(count: int, shape: tuple[int, ...],
+                   shared: dict[str, Any] | None = None) -> list[tuple[Tensor, Tensor]]:
     """The entries of all layers before, of which there must be `count`, with keys of one [heads, size]."""
     layers = [] if shared is None else shared.get("layers", [])
     if len(layers) != count or any(tuple(k.shape[2:]) != shape for k, _ in layers):
@@ -51,7 +52,7 @@ class MixingAttention(CausalAttention):
         """What each head gives, before the output projection, and the state after it."""
         start = 0 if state is None else state["position"]
         q_BTHP, k_BSGP, v_BSGP = self.projected(x_BTD, start)
-        layers = earlier_layers(shared, self.before, (self.kv_heads, self.head_dim))
+        layers = earlier_layers(self.before, (self.kv_heads, self.head_dim), shared)
         if shared is not None:
             shared["layers"] = [*layers, (k_BSGP, v_BSGP)]
         if self.own is not None and self.earlier is not None:
@@ -92,7 +93,7 @@ class SkippingAttention(CausalAttention):
         first = 0 if self.window is None else max(k_BSGP.shape[1] - self.window + 1, 0)
         after = {"key": k_BSGP[:, first:], "value": v_BSGP[:, first:], "position": start + x_BTD.shape[1]}
         if self.skipped:
-            k_BSJP, v_BSJP = self.borrowed(shared, k_BSGP.shape[1])
+            k_BSJP, v_BSJP = self.borrowed(k_BSGP.shape[1], shared)
             k_BSGP, v_BSGP = torch.cat([k_BSGP, k_BSJP], 2), torch.cat([v_BSGP, v_BSJP], 2)
         if shared is not None:
             shared["layers"] = [*shared.get("layers", []), (k_BSGP, v_BSGP)]
@@ -107,7 +108,7 @@ class SkippingAttention(CausalAttention):
             q_BTHP, k_BTGP = rotate(q_BTHP, *turn), rotate(k_BTGP, *turn)
         return q_BTHP, k_BTGP, v_BTGP
 
-    def borrowed(self, shared: dict[str, Any] | None, seen: int) -> tuple[Tensor, Tensor]:
+    def borrowed(self, seen: int, shared: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of the last heads, `offset` layers ago.
 
         Raises ValueError where that layer is not there or differs in heads, sizes or window.

@@ -45,7 +45,8 @@ class ScoredAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.scale = heads, kv_heads, head_dim, scale
         self.window, self.rope_base, self.rotary, self.bidirectional = window, rope_base, rotary, bidirectional
-        self.clip_low, self.clip_high, self.shaped = *clip, shaped
+        self.clip_low, self.clip_high = clip
+        self.shaped = shaped
         self.query = None if symmetric else nn.Linear(width, heads * head_dim, bias=False)
         self.key = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.value = nn.Linear(width, kv_heads * head_dim, bias=False)
