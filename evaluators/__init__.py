@@ -19,5 +19,5 @@
     measured.py     measured_macs(): what ran on given batches, beside what the declarations expect
     depth.py        losses of layers that tokens pass by or leave early: exits, routers, gates
     recursive.py    recursive(): a looped model from a trained one, by averages and low-rank rests
-    linear_macs.py  what linear attention and its kin add to thop's
+    linear_macs.py, attention_macs.py   what linear and softmax attention and their kin add to thop's
 """

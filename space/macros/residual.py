@@ -12,7 +12,8 @@ from ..operators.checks import is_whole
 from ..plan import Block
 
 MODES = ("learnable", "identity", "single")
-__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "Residual", "ValueResidual"]
+__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "LayerMemory", "Placed", "Residual",
+           "ValueResidual"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ class CrossLayerKV(Residual):
     """Cross-layer attention (Brandon et al., 2024): of every `every` attention layers in a row the first computes keys and
     values, the others use them.
 
-    Holds for softmax attention as a block's mixer; a layer whose key/value heads, head size or window differ from those
-    it would use computes its own and starts anew.
+    Holds for softmax attention as a block's mixer; a layer whose key/value heads, head size or window differ from those it
+    would use, or that has an option on its scores, computes its own and starts anew.
     """
 
     every: Any = 2
@@ -137,7 +138,8 @@ class CrossLayerKV(Residual):
         held, used, made = None, 0, []
         for item in items:
             attention = attention_of(item)
-            if attention is None:
+            if attention is None or attention.writes_scores:
+                held = held if attention is None else None
                 made.append(item)
                 continue
             kind = (*values_of(attention, width), attention.window)
@@ -147,7 +149,38 @@ class CrossLayerKV(Residual):
         return made
 
     def rewrite(self, operator: Any) -> Any:
-        return replace(operator, reuse_kv=True) if is_softmax(operator) and not operator.value_residual else operator
+        is_plain = is_softmax(operator) and not operator.value_residual and not operator.writes_scores
+        return replace(operator, reuse_kv=True) if is_plain else operator
+
+
+@dataclass(frozen=True)
+class LayerMemory(Residual):
+    """Attention layers that read what those before them computed: `LayerMixAttention` (LIMe, Gerasimov et al., 2025),
+    `SkipAttention` (Chen et al., 2024), `ForwardCrossAttention` (FcaFormer, Zhang et al., 2023), one kind per stack.
+
+    Tells each such mixer of a block how many there are before it, and hands their list on.
+    """
+
+    source: ClassVar[Source] = Source("You Do Not Fully Utilize Transformer's Representation Capacity", 2025)
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        made: list[Any] = []
+        count = 0
+        for item in items:
+            remembers = isinstance(item, Block) and hasattr(item.mixer, "before")
+            made.append(replace(item, mixer=replace(item.mixer, before=count)) if remembers else item)
+            count += remembers
+        return made
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An operator as it is after `before` others that remember; others as they are."""
+
+    before: int
+
+    def __call__(self, operator: Any) -> Any:
+        return replace(operator, before=self.before) if hasattr(operator, "before") else operator
 
 
 @dataclass(frozen=True)

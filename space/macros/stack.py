@@ -18,6 +18,8 @@ from .residual import (
     DenseAverage,
     HyperConnections,
     Ladder,
+    LayerMemory,
+    Placed,
     Residual,
     ValueResidual,
     attention_of,
@@ -41,8 +43,8 @@ class Stack(Macro):
     """Layers of one width, joined as `residual` says.
 
     layers: blocks and macros that keep the width and the length. residual: `Residual()`, `DenseAverage()`,
-    `ValueResidual()`, `CrossLayerKV(every)`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`, `PathEnsemble()`,
-    `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()` or a choice of them.
+    `ValueResidual()`, `CrossLayerKV(every)`, `LayerMemory()`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`,
+    `PathEnsemble()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()` or a choice of them.
     Where a topology has units, these are the sublayers of plain blocks; a macro, or a block with a placement or a join of
     its own, is one unit, whose change of the stream counts.
     """
@@ -60,6 +62,8 @@ class Stack(Macro):
         self.residual.check(f"{where}.residual")
 
     def rewrites(self) -> tuple[Callable[[Any], Any], ...]:
+        if isinstance(self.residual, LayerMemory):
+            return tuple(Placed(before) for before in range(len(kept(self.layers))))
         return (self.residual.rewrite,) if isinstance(self.residual, (ValueResidual, CrossLayerKV)) else ()
 
     def items(self, width: int) -> list[Any]:
@@ -103,7 +107,8 @@ class Stack(Macro):
             return HyperLayers(layers, width, self.num_units(), self.residual.rate, self.residual.dynamic)
         if isinstance(self.residual, Ladder):
             return LadderLayers(layers)
-        return SharingLayers(layers) if isinstance(self.residual, (ValueResidual, CrossLayerKV)) else Layers(layers)
+        shares = isinstance(self.residual, (ValueResidual, CrossLayerKV, LayerMemory))
+        return SharingLayers(layers) if shares else Layers(layers)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         items = self.items(width)
@@ -125,6 +130,7 @@ class Stack(Macro):
         first = len(draft.nodes)
         stream = draft.items(items, stream, f"{place}.layers", width)
         self._sketch_shared(draft, place, items, first)
+        self._sketch_memory(draft, place, items, first)
         return stream
 
     def _drawn(self, draft: Draft, place: str, items: list[Any], width: int) -> list[Callable[[int], int]]:
@@ -179,6 +185,20 @@ class Stack(Macro):
             if attention.value_residual and start is not None:
                 draft.join(start, node, "value")
             start = node if start is None else start
+
+
+    def _sketch_memory(self, draft: Draft, place: str, items: list[Any], first: int) -> None:
+        """Edges from the mixers whose keys and values, or tokens, a later one reads."""
+        at_place = {node.place: first + n for n, node in enumerate(draft.nodes[first:])}
+        held: list[int] = []
+        for index, item in enumerate(items):
+            mixer: Any = getattr(item, "mixer", None)
+            if isinstance(self.residual, LayerMemory) and hasattr(mixer, "before"):
+                node = at_place[f"{place}.layers.{index}.mixer.op"]
+                offset = getattr(mixer, "offset", None)
+                for source in held if offset is None else held[-offset:][:1] if mixer.reads_shared else ():
+                    draft.join(source, node, "layers")
+                held.append(node)
 
 
 def units_of(item: Any) -> list[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import CausalAttention, attend, rotate, rotation
+from .causal_attention import CausalAttention, attend, rotate, rotation
 from .layernorm import LayerNormalisation
 from .rmsnorm import RootMeanSquareNorm
 

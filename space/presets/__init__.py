@@ -8,6 +8,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     mamba2_hybrid       state spaces, attention and MLPs in given shares
     based, transnormer  linear attention beside sliding windows; with decays
     brainformer         non-uniform blocks, repeated
+    masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
     metaformer          pyramids with any token mixer; PoolFormer
@@ -40,6 +41,7 @@ from . import (
     lit,
     llama,
     mamba2_hybrid,
+    masformer,
     metaformer,
     mixed_attention,
     nextvit,
@@ -51,6 +53,6 @@ from . import (
     vit,
 )
 
-__all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext", "ghostnetv2",
-           "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "metaformer", "mixed_attention",
-           "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]
+__all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
+           "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
+           "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]

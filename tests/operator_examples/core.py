@@ -38,13 +38,6 @@ class Doubled(torch.nn.Module):
 
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
-    "Attention": [
-        (bp.Attention(heads=4, kv_heads=2, qk_norm=True), 32), (bp.Attention(heads=4, kv_heads=2, window=5), 32),
-        (bp.Attention(heads=4, kv_heads=2, rotary=False, qk_norm=True), 32),
-        (bp.Attention(heads=2, bidirectional=True, window=4), 32), (bp.Attention(heads=2, value_residual=True), 24),
-        (bp.Attention(heads=2, value_residual="identity", sub_norm=True), 24),
-        (bp.Attention(heads=2, head_dim=4, window=1, rope_base=100.0), 16),
-        (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24)],
     "AveragePool": [(AveragePool(size=5), 16), (AveragePool(size=3), 8)],
     "BatchNorm": [(BatchNorm(), 32), (BatchNorm(momentum=0.3, eps=1e-3), 16)],
     "ConformerConv": [
@@ -106,13 +99,11 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
-    "Attention": {"half": "a rotary pair is two numbers", "terms": "own values, and those of the first layer"},
     "Hyena": {"time": "one positional feature is the distance itself"},
     "Custom": {"copies1": "Doubled packs two copies", "copies0": "Doubled packs two copies"},
 }
 
 # Options that no example varies: operator, option -> why.
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
-    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies"},
     "Custom": {"factory": "one module stands for all", "name": "only tells networks apart"},
 }
