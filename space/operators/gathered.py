@@ -1,7 +1,7 @@
-"""Attention to chosen parts of a sequence: blocks cut out and gathered by index, and a cache of all that may be chosen.
+"""Attention to chosen parts of a sequence: blocks gathered by index, windows block by block, a cache of all to choose from.
 
 Legend: B batch, T new tokens, S tokens so far, D width, H heads, P head_dim, E any features, C blocks, N places of a block,
-Q rows of an index, R blocks chosen by a row.
+Q rows of an index, R blocks chosen by a row, M tokens of a block and those around it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..axes import Param, axis, param
 from .attention import rotate, rotation
 
 __all__ = ["ROWS", "ROTARY", "CachedAttention", "blocks_begun", "check_even", "cut", "gathered", "rotary_projections",
-           "with_previous"]
+           "window_around", "window_behind", "with_previous"]
 
 ROWS = 256
 ROTARY: Mapping[str, str] = {"half": "a rotary pair is ordered", "pairs": "a pair is a rotary frequency"}
@@ -42,6 +42,30 @@ def gathered(x_BHCNE: Tensor, index_BHQR: Tensor) -> Tensor:
 def with_previous(x_BHCNE: Tensor) -> Tensor:
     """Each block behind the one before it, [B, H, C, 2 N, E]; zeros before the first."""
     return torch.cat([F.pad(x_BHCNE, (0, 0, 0, 0, 1, -1)), x_BHCNE], dim=3)
+
+
+def window_behind(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -> Tensor:
+    """Every token reads itself and the `window` - 1 before it, chunk by chunk."""
+    length, steps_M = q_BHTP.shape[2], torch.arange(2 * window, device=q_BHTP.device)
+    q, k, v = (cut(part, window) for part in (q_BHTP, k_BHTP, v_BHTP))
+    back_NM = window + steps_M[:window, None] - steps_M
+    chunk_C11 = torch.arange(q.shape[2], device=q_BHTP.device)[:, None, None]
+    is_read_CNM = (back_NM >= 0) & (back_NM < window) & ((chunk_C11 > 0) | (steps_M >= window))
+    logits = (q @ with_previous(k).transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~is_read_CNM, -torch.inf)
+    return (logits.softmax(-1) @ with_previous(v)).flatten(2, 3)[:, :, :length]
+
+
+def window_around(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -> Tensor:
+    """Every token reads those fewer than `window` places away on both sides."""
+    length, steps_M = q_BHTP.shape[2], torch.arange(3 * window, device=q_BHTP.device)
+    q, k, v = (cut(part, window) for part in (q_BHTP, k_BHTP, v_BHTP))
+    k, v = (torch.cat([with_previous(part), F.pad(part, (0, 0, 0, 0, -1, 1))], dim=3) for part in (k, v))
+    back_NM = window + steps_M[:window, None] - steps_M
+    place_CM = (torch.arange(q.shape[2], device=q_BHTP.device)[:, None] - 1) * window + steps_M
+    is_read_CNM = (back_NM.abs() < window) & ((place_CM >= 0) & (place_CM < length))[:, None]
+    # What fills up the last chunk reads itself, so that it is finite.
+    logits = (q @ k.transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~(is_read_CNM | (back_NM == 0)), -torch.inf)
+    return (logits.softmax(-1) @ v).flatten(2, 3)[:, :, :length]
 
 
 def blocks_begun(length: int, block: int, most: int | None = None) -> int:
@@ -75,6 +99,12 @@ class CachedAttention(nn.Module):
 
     def step(self, x_BTD: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Attend from T new tokens to the cached ones and themselves."""
+        q, k, v, state = self.extended(x_BTD, state)
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2)), state
+
+    def extended(self, x_BTD: Tensor,
+                 state: dict[str, Tensor] | None) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Queries of the new tokens, keys and values of all, [B, H, T or S, P], and the cache with them."""
         q, k, v = (project(x_BTD).unflatten(-1, (self.heads, self.head_dim))
                    for project in (self.query, self.key, self.value))
         if self.rotary:
@@ -84,7 +114,7 @@ class CachedAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None:
             k, v = torch.cat([state["key"], k], dim=2), torch.cat([state["value"], v], dim=2)
-        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2)), {"key": k, "value": v}
+        return q, k, v, {"key": k, "value": v}
 
     def attend(self, q_BHTP: Tensor, k_BHSP: Tensor, v_BHSP: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define attend(q, k, v)")

@@ -1,7 +1,7 @@
 """Attention among tokens that lie nearest to the same centroid, beside heads that read a window.
 
 Legend: B batch, T new tokens, S tokens so far, D width, H heads, J routing heads, L local heads, P head_dim, K clusters, W
-members of a cluster, C chunks, N tokens of a chunk, M tokens of a chunk and those around it.
+members of a cluster.
 """
 
 from __future__ import annotations
@@ -17,34 +17,10 @@ from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source
 from .bucketed import newest_members, sorted_members, window_pairs
 from .checks import require_whole
-from .gathered import cut, with_previous
+from .gathered import window_around, window_behind
 from .windows import check_heads, head_size
 
 __all__ = ["BalancedClusters", "CausalClusters", "RoutingAttention"]
-
-
-def window_behind(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -> Tensor:
-    """Every token reads itself and the `window` - 1 before it, chunk by chunk."""
-    length, steps_M = q_BHTP.shape[2], torch.arange(2 * window, device=q_BHTP.device)
-    q, k, v = (cut(part, window) for part in (q_BHTP, k_BHTP, v_BHTP))
-    back_NM = window + steps_M[:window, None] - steps_M
-    chunk_C11 = torch.arange(q.shape[2], device=q_BHTP.device)[:, None, None]
-    is_read_CNM = (back_NM >= 0) & (back_NM < window) & ((chunk_C11 > 0) | (steps_M >= window))
-    logits = (q @ with_previous(k).transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~is_read_CNM, -torch.inf)
-    return (logits.softmax(-1) @ with_previous(v)).flatten(2, 3)[:, :, :length]
-
-
-def window_around(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -> Tensor:
-    """Every token reads those fewer than `window` places away on both sides."""
-    length, steps_M = q_BHTP.shape[2], torch.arange(3 * window, device=q_BHTP.device)
-    q, k, v = (cut(part, window) for part in (q_BHTP, k_BHTP, v_BHTP))
-    k, v = (torch.cat([with_previous(part), F.pad(part, (0, 0, 0, 0, -1, 1))], dim=3) for part in (k, v))
-    back_NM = window + steps_M[:window, None] - steps_M
-    place_CM = (torch.arange(q.shape[2], device=q_BHTP.device)[:, None] - 1) * window + steps_M
-    is_read_CNM = (back_NM.abs() < window) & ((place_CM >= 0) & (place_CM < length))[:, None]
-    # What fills up the last chunk reads itself, so that it is finite.
-    logits = (q @ k.transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~(is_read_CNM | (back_NM == 0)), -torch.inf)
-    return (logits.softmax(-1) @ v).flatten(2, 3)[:, :, :length]
 
 
 class Clusters(nn.Module):

@@ -8,11 +8,14 @@ import torch
 from bodyplan.space.operator import Operator
 from bodyplan.space.operators.bi_level_routing import BiLevelRoutingAttention
 from bodyplan.space.operators.combiner import Combiner
+from bodyplan.space.operators.hierarchical_attention import HierarchicalAttention
+from bodyplan.space.operators.kmeans_cross_attention import KMeansCrossAttention
 from bodyplan.space.operators.landmark_attention import LandmarkAttention
 from bodyplan.space.operators.lsh_attention import LSHAttention
 from bodyplan.space.operators.nprf import normal_numbers
 from bodyplan.space.operators.ponet import PoNet
 from bodyplan.space.operators.routing_attention import RoutingAttention
+from bodyplan.space.operators.selective_attention import SelectiveAttention
 from bodyplan.space.operators.sparsifiner import Sparsifiner
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
@@ -25,6 +28,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "Combiner": [
         (Combiner(heads=4, block=4), 16), (Combiner(heads=2, block=5, head_dim=3), 8),
         (Combiner(heads=2, pattern="logsparse"), 8), (Combiner(heads=2, pattern="axial", block=6), 8)],
+    "HierarchicalAttention": [
+        (HierarchicalAttention(heads=4, fan_out=3), 16), (HierarchicalAttention(heads=2, fan_out=2, head_dim=3), 8)],
+    "KMeansCrossAttention": [
+        (KMeansCrossAttention(), 16), (KMeansCrossAttention(inner=6, mean=True), 12)],
     "LandmarkAttention": [
         (LandmarkAttention(heads=4, block=5), 16),
         (LandmarkAttention(heads=2, block=4, chosen=2, head_dim=6, rope_base=100.0), 8),
@@ -38,13 +45,17 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (RoutingAttention(heads=4, clusters=4, members=5, window=4), 16),
         (RoutingAttention(heads=2, local_heads=1, clusters=2, members=3, window=7, head_dim=3), 8),
         (RoutingAttention(heads=3, clusters=3, members=6, window=5, head_dim=4, bidirectional=True), 8)],
+    "SelectiveAttention": [
+        (SelectiveAttention(heads=4, reads="choose", tokens=5), 16), (SelectiveAttention(heads=2, head_dim=6, tokens=3), 8),
+        (SelectiveAttention(heads=2, rotary=False, rope_base=100.0), 8)],
     "Sparsifiner": [
         (Sparsifiner(heads=4, rank=8, tokens=9), 16),
         (Sparsifiner(heads=2, rank=4, tokens=5, keep=0.5, routing_dim=3, threshold=0.1, head_dim=3), 8)],
 }
 
 # Axes that have one size in every network: operator, axis -> why.
-UNVARIED: dict[str, dict[str, str]] = {"LandmarkAttention": {"half": "a rotary pair has two entries"}}
+UNVARIED: dict[str, dict[str, str]] = {name: {"half": "a rotary pair has two entries"}
+                                       for name in ("LandmarkAttention", "SelectiveAttention")}
 
 
 def heads_of(x, weight, heads):
@@ -71,6 +82,8 @@ def landmark_attention(w, config, x):
         q, k = rotated(q, config.rope_base), rotated(k, config.rope_base)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     size = config.block
+    inside = [scores[..., start:start + size - 1].softmax(-1) @ v[:, :, start:start + size - 1]
+              for start in range(0, x.shape[1] - size, size)]
 
     def at(t):
         own, starts = slice(t // size * size, t + 1), range(0, t // size * size, size)
@@ -79,10 +92,7 @@ def landmark_attention(w, config, x):
             least = marks.sort(-1, descending=True).values[..., config.chosen - 1, None]
             marks = marks.masked_fill(marks < least, -torch.inf)
         weights = torch.cat([scores[..., t, own], marks[..., :len(starts)]], -1).softmax(-1)
-        shares = [scores[..., t, start:start + size - 1].softmax(-1) for start in starts]
-        inside = [torch.einsum("bhs,bhsp->bhp", share, v[:, :, start:start + size - 1])
-                  for share, start in zip(shares, starts, strict=True)]
-        values = torch.stack([*v[:, :, own].unbind(2), *inside], 2)
+        values = torch.stack([*v[:, :, own].unbind(2), *(found[:, :, t] for found in inside[:len(starts)])], 2)
         return (weights[..., None] * values).sum(2)
 
     return merged(torch.stack([at(t) for t in range(x.shape[1])], 2), w)
@@ -271,7 +281,46 @@ def sparsifiner(w, config, x):
     return merged(scores.masked_fill(estimate < floor, -torch.inf).softmax(-1) @ v, w)
 
 
+def hierarchical_attention(w, config, x):
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    q = q / math.sqrt(q.shape[-1])
+    length = x.shape[1]
+    nodes = [range(t, t + 1) for t in range(length)]
+    inside = [(q[:, :, t] * k[:, :, t]).sum(-1) for t in range(length)]
+    y = list(v.unbind(2))
+    while len(nodes) > 1:
+        parents, above = [], []
+        for start in range(0, len(nodes), config.fan_out):
+            family, total = range(start, min(start + config.fan_out, len(nodes))), 0
+            for a in family:
+                parts = [inside[a].exp()]
+                values = []
+                for b in family:
+                    if b != a:
+                        mean_q, mean_k, mean_v = (part[:, :, node].mean(2) for part, node in (
+                            (q, nodes[a]), (k, nodes[b]), (v, nodes[b])))
+                        parts.append(len(nodes[b]) * (mean_q * mean_k).sum(-1).exp())
+                        values.append(mean_v)
+                z = sum(parts)
+                for t in nodes[a]:
+                    y[t] = (sum((p[..., None] * u for p, u in zip(parts[1:], values, strict=True)),
+                                parts[0][..., None] * y[t])) / z[..., None]
+                total = total + len(nodes[a]) * z.log()
+            parents.append(range(nodes[family[0]].start, nodes[family[-1]].stop))
+            above.append(total / len(parents[-1]))
+        nodes, inside = parents, above
+    return merged(torch.stack(y, 2), w)
+
+
+def selective_attention(w, config, x):
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    if config.rotary:
+        q, k = rotated(q, config.rope_base), rotated(k, config.rope_base)
+    return merged(masked_mean(q, k, v, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()), w)
+
+
 REFERENCES = {
+    "HierarchicalAttention": hierarchical_attention, "SelectiveAttention": selective_attention,
     "BiLevelRoutingAttention": bi_level_routing, "Combiner": combiner, "LSHAttention": lsh_attention,
     "LandmarkAttention": landmark_attention, "PoNet": ponet, "RoutingAttention": routing_attention,
     "Sparsifiner": sparsifiner,

@@ -21,6 +21,7 @@ CAUSAL = {
     "clusters": bp.RoutingAttention(heads=2, clusters=64, members=64, window=64),
 }
 BOTH_WAYS = {
+    "tree": bp.HierarchicalAttention(heads=2),
     "balanced clusters": bp.RoutingAttention(heads=2, clusters=128, members=128, window=64, bidirectional=True),
     "regions": bp.BiLevelRoutingAttention(heads=2, regions=64, chosen=2), "pooling": bp.PoNet(heads=2),
 }
@@ -217,6 +218,144 @@ def test_a_segment_or_a_window_over_all_tokens_gives_them_one_maximum():
     assert_same(ours(x), ours.out(y))
 
 
+@pytest.mark.parametrize("length", [1, 2, 63, 100])
+@pytest.mark.parametrize("head_dim", [8, 24])
+def test_a_tree_of_one_family_is_full_attention(length, head_dim):
+    ours, x = module(bp.HierarchicalAttention(heads=2, fan_out=100, head_dim=head_dim)), tokens(length)
+    assert_same(ours(x), ours.out(full(ours, x, causal=False)))
+
+
+def test_equal_tokens_under_a_node_lose_nothing_to_its_one_weight():
+    """Where all tokens of every node of a level are alike, softmax attention is tied already."""
+    ours = module(bp.HierarchicalAttention(heads=2, fan_out=4))
+    x = tokens(4).repeat_interleave(4, 1)
+    assert_same(ours(x), ours.out(full(ours, x, causal=False)))
+
+
+def test_of_all_tied_distributions_the_tree_s_is_nearest_to_softmax():
+    """Gradient descent over tied distributions of six tokens in threes finds the same one."""
+    ours, x = module(bp.HierarchicalAttention(heads=1, fan_out=3), 6), tokens(6, width=6)[:1]
+    with torch.no_grad():
+        ours.value.weight.copy_(torch.eye(6))
+        ours.out.weight.copy_(torch.eye(6))
+        q, k = ours.query(x)[0], ours.key(x)[0]
+        target = (q @ k.T / math.sqrt(6)).softmax(-1)
+        inverse = torch.linalg.inv(x[0])
+        tied = ours(x)[0] @ inverse                                # y = weights x
+    free, far = torch.zeros(6, 3, dtype=x.dtype, requires_grad=True), torch.zeros(2, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([free, far], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def weights():
+        other = far.sigmoid()[:, None, None].expand(2, 3, 3)
+        own = free.softmax(-1).view(2, 3, 3)
+        first = torch.cat([(1 - other[0]) * own[0], other[0] / 3], -1)
+        return torch.cat([first, torch.cat([other[1] / 3, (1 - other[1]) * own[1]], -1)])
+
+    def divergence():
+        optimizer.zero_grad()
+        loss = (weights() * (weights().log() - target.log())).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(divergence)
+    torch.testing.assert_close(tied, weights().detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_every_token_of_the_memory_goes_to_one_centre():
+    ours, x = module(bp.KMeansCrossAttention()), tokens(5)
+    memory = tokens(40, seed=3)
+    nearest = (ours.query(x) @ ours.key(memory).mT).argmax(1)
+    v = ours.value(memory)
+    wanted = torch.stack([torch.stack([v[b][nearest[b] == t].sum(0) for t in range(5)]) for b in range(2)])
+    assert_same(ours(x, {"memory": memory}), ours.out(wanted))
+    assert all(p.grad is not None and p.grad.any() for p in after_backward(ours, ours(x, {"memory": memory})))
+
+
+def test_a_mean_of_centres_does_not_grow_with_the_memory():
+    ours, x, memory = module(bp.KMeansCrossAttention(mean=True)), tokens(5), tokens(40, seed=3)
+    assert_same(ours(x, {"memory": memory}), ours(x, {"memory": memory.repeat(1, 3, 1)}))
+
+
+def after_backward(ours, y):
+    y.square().sum().backward()
+    return list(ours.parameters())
+
+
+# -- tokens that layers hand on ----------------------------------------------------------------------------------------
+
+def persistent(tokens=4, dense=1, again=(), layers=5, heads=2):
+    attention = bp.Block(mixer=bp.SelectiveAttention(heads=heads, tokens=tokens), channel=bp.MLP(ratio=1))
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=16, head=bp.LanguageHead(tied=True), body=bp.Stack(
+        (attention,) * layers, bp.PersistentSelection(dense=dense, again=again)))
+    return space.sample(0)
+
+
+def ids(length, seed=0):
+    return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_layers_read_all_choose_and_read_what_was_chosen():
+    names = [type(m).__name__ for m in persistent(dense=1, again=(3,)).build().modules()]
+    assert [n for n in names if "Tokens" in n] == ["AllTokens", "ChoosingTokens", "ChosenTokens", "ChoosingTokens",
+                                                   "ChosenTokens"]
+
+
+def test_choosing_all_tokens_is_full_attention_in_every_layer():
+    every, none = persistent(tokens=100).build(), persistent(tokens=100, dense=5).build()
+    none.load_state_dict(every.state_dict())
+    torch.testing.assert_close(every(ids(63)), none(ids(63)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_reads_chosen_tokens_reads_no_others():
+    chosen, x = module(bp.SelectiveAttention(heads=2, reads="chosen", rotary=False)), tokens(9)
+    index = torch.tensor([0, 3])[None, None, None].expand(2, 2, 9, 2).clone()
+    index[:, :, :3, 1] = -1
+    y = chosen(x, {"chosen": index})
+    changed = x.clone()
+    changed[:, [1, 2, 4, 5, 6, 7]] += 1
+    assert_same(y[:, [0, 3, 8]], chosen(changed, {"chosen": index})[:, [0, 3, 8]])
+    q, k, v = chosen.query(x)[:, 8], chosen.key(x)[:, [0, 3]], chosen.value(x)[:, [0, 3]]
+    q, k, v = q.unflatten(-1, (2, 8)), k.unflatten(-1, (2, 8)), v.unflatten(-1, (2, 8))
+    weights = (torch.einsum("bhp,bshp->bhs", q, k) / math.sqrt(8)).softmax(-1)
+    assert_same(y[:, 8], chosen.out(torch.einsum("bhs,bshp->bhp", weights, v).flatten(1)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_what_is_chosen_in_a_prompt_is_chosen_token_by_token(length):
+    model = persistent(again=(3,)).build()
+    with torch.no_grad():
+        whole, state, steps = model(ids(length)), model.init_state(2), []
+        for t in range(length):
+            logits, state = model.step(ids(length)[:, t:t + 1], state)
+            steps.append(logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_chosen_tokens_are_those_with_the_highest_scores():
+    choosing, x, shared = module(bp.SelectiveAttention(heads=2, reads="choose", tokens=3, rotary=False)), tokens(20), {}
+    choosing(x, shared)
+    q, k = (part(x).unflatten(-1, (2, 8)).transpose(1, 2) for part in (choosing.query, choosing.key))
+    scores = (q @ k.mT).masked_fill(torch.ones(20, 20, dtype=torch.bool).triu(1), -torch.inf)
+    assert torch.equal(shared["chosen"][:, :, 5:].sort(-1).values, scores.topk(3).indices[:, :, 5:].sort(-1).values)
+    assert shared["chosen"][:, :, 0].tolist() == [[[0, -1, -1]] * 2] * 2
+
+
+@pytest.mark.parametrize(("residual", "text"), [
+    (bp.PersistentSelection(dense=-1), "dense is a number of layers at body.residual: got -1"),
+    (bp.PersistentSelection(dense=2, again=(2,)), "again names layers after number 2.*got .2,."),
+])
+def test_selections_that_cannot_be_are_refused(residual, text):
+    with pytest.raises(ValueError, match=text):
+        residual.check("body.residual")
+
+
+def test_a_layer_that_finds_nothing_chosen_says_what_to_do():
+    with pytest.raises(ValueError, match="needs one before it that chooses them.*PersistentSelection"):
+        module(bp.SelectiveAttention(heads=2, reads="chosen"))(tokens(3), {})
+    with pytest.raises(ValueError, match="got 2 heads after 3"):
+        module(bp.SelectiveAttention(heads=2, reads="chosen"))(tokens(3), {"chosen": torch.zeros(2, 3, 3, 1).long()})
+
+
 # -- buckets -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -276,6 +415,10 @@ def test_a_combiner_keeps_less_than_a_cache():
     (bp.Sparsifiner(heads=2, keep=0), "keep must be a share of the tokens"),
     (bp.Sparsifiner(heads=2, rank=8, threshold=0.2), "threshold must be at least 0 and below 1 / rank.*use 0.0312"),
     (bp.PoNet(heads=2, window=2), "window must be odd"),
+    (bp.HierarchicalAttention(heads=2, fan_out=1), "fan_out must be a whole number of at least 2"),
+    (bp.KMeansCrossAttention(inner=0), "inner must be a whole number"),
+    (bp.SelectiveAttention(heads=2, tokens=0), "tokens must be a whole number"),
+    (bp.SelectiveAttention(heads=2, reads="chose"), "unknown reads 'chose'.*did you mean"),
 ])
 def test_numbers_that_cannot_be_built_are_refused(config, text):
     with pytest.raises(ValueError, match=text):
