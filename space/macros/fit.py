@@ -17,8 +17,8 @@ from ..graph import SKIP
 from ..model import built_layers
 from ..operator import Length, Source, tokens_of
 from ..operators.checks import require_divisor, require_whole
-from ..operators.cross_attention import CrossAttention, MemoryAttention
 from ..operators.rmsnorm import RMSNorm, RootMeanSquareNorm
+from ..operators.windows import projections
 from .base import Macro, Part, at, kept
 
 if TYPE_CHECKING:
@@ -32,12 +32,20 @@ class Reading(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        self.heads = heads
         self.norm = RootMeanSquareNorm(width)
         self.memory_norm = RootMeanSquareNorm(width)
-        self.attention = MemoryAttention(width, heads, heads, width // heads)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, memory_BSD: Tensor) -> Tensor:
-        return x_BTD + self.attention(self.norm(x_BTD), {"memory": self.memory_norm(memory_BSD)})
+        memory_BSD = self.memory_norm(memory_BSD)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (
+            self.query(self.norm(x_BTD)), self.key(memory_BSD), self.value(memory_BSD)))
+        y_BTD: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x_BTD + y_BTD
 
 
 class InterleavedLayers(nn.Module):
@@ -63,7 +71,7 @@ class InterleavedLayers(nn.Module):
         full, rest = x_BTD[:, :whole * self.group], x_BTD[:, whole * self.group:]
         pieces = [piece for piece in (full.reshape(batch * whole, self.group, width), rest) if piece.numel()]
         groups = [len(piece) // batch for piece in pieces]
-        latents_BGMD = self.latents.expand(batch, sum(groups), *self.latents.shape)
+        latents_BGMD = self.latents.repeat(batch, sum(groups), 1, 1)
         for r, (read, write) in enumerate(zip(self.reads, self.writes, strict=True)):
             pieces = [self.through(self.local, r, piece) for piece in pieces]
             latents_BGMD = torch.cat([read(old.flatten(0, 1), piece).unflatten(0, (batch, -1)) for old, piece in zip(
@@ -96,9 +104,9 @@ class FIT(Macro):
     """FIT: Far-reaching Interleaved Transformers (Chen and Li, 2023).
 
     local: layers inside groups of `group` tokens. overall: layers among the latents of all groups, `latents` each, which
-    start learned and the same. heads of the attention between the tokens and the latents of a group. rounds: local and overall
-    layers come in so many equal parts, after each of which latents and tokens read each other. With groups near the cube
-    root of the length all costs T^(4/3).
+    start learned and the same. heads of the attention between the tokens and the latents of a group. rounds: local and
+    overall layers come in so many equal parts, after each of which latents and tokens read each other. With groups near the
+    cube root of the length all costs T^(4/3).
 
     shifted: tokens read the latents of the group before, as the paper's autoregressive form does; the network is causal where
     its layers are. Else they read their own group's, and layers should look both ways. Does not stream.
@@ -134,11 +142,11 @@ class FIT(Macro):
                                  f"use {max(count // self.rounds, 1) * self.rounds} layers")
 
     def axes(self, width: int) -> dict[str, Param]:
-        attention, norm = CrossAttention(heads=self.heads).axes(width), RMSNorm().axes(width)["weight"]
+        attention, norm = projections(width, self.heads, width // self.heads), RMSNorm().axes(width)["weight"]
         found = {"latents": param(axis("latents", self.latents), axis("width", width), init=Init("normal", gain=0.02))}
         for name in (f"{way}.{r}" for way in ("reads", "writes") for r in range(self.rounds)):
             found |= {f"{name}.norm.weight": norm, f"{name}.memory_norm.weight": norm}
-            found |= {f"{name}.attention.{key}": declared for key, declared in attention.items()}
+            found |= {f"{name}.{key}": declared for key, declared in attention.items()}
         return found
 
     def groups(self, length: Length) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...registry import unknown
 from ..axes import Param
 from ..operator import Operator, Source
+from .attention import attend
 from .checks import require_whole
 from .gathered import ROTARY, ROWS, CachedAttention, check_even, rotary_projections
 from .windows import check_heads, head_size
@@ -28,31 +29,20 @@ READS = ("all", "choose", "chosen")
 class AllTokens(CachedAttention):
     """Queries read all tokens up to themselves."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, rotary: bool, rope_base: float, rows: int = 256):
-        super().__init__(width, heads, head_dim, rotary, rope_base)
-        self.rows = rows
-
     def attend(self, q_BHTP: Tensor, k_BHSP: Tensor, v_BHSP: Tensor) -> Tensor:
-        return torch.cat([logits.softmax(-1) @ v_BHSP for logits in self.scores(q_BHTP, k_BHSP)], dim=2)
-
-    def scores(self, q_BHTP: Tensor, k_BHSP: Tensor) -> list[Tensor]:
-        """Scores of some queries at a time with all keys, [B, H, rows, S], minus infinity for tokens to come."""
-        place_S = torch.arange(k_BHSP.shape[2], device=q_BHTP.device)
-        own_T1 = place_S[k_BHSP.shape[2] - q_BHTP.shape[2]:, None]
-        q_BHTP = q_BHTP / math.sqrt(self.head_dim)
-        return [(q @ k_BHSP.transpose(2, 3)).masked_fill(place_S > own_1, -torch.inf)
-                for q, own_1 in zip(torch.split(q_BHTP, self.rows, 2), torch.split(own_T1, self.rows), strict=True)]
+        q, k, v = (part.transpose(1, 2) for part in (q_BHTP, k_BHSP, v_BHSP))
+        return attend(q, k, v, None).transpose(1, 2)
 
 
-class ChoosingTokens(AllTokens):
+class ChoosingTokens(CachedAttention):
     """Queries read all tokens, and hand on as `chosen` the places of the `tokens` with the highest scores, for each head; -1
     where there are not so many."""
 
     shares = True
 
     def __init__(self, width: int, heads: int, head_dim: int, rotary: bool, rope_base: float, tokens: int, rows: int = 256):
-        super().__init__(width, heads, head_dim, rotary, rope_base, rows)
-        self.tokens = tokens
+        super().__init__(width, heads, head_dim, rotary, rope_base)
+        self.tokens, self.rows = tokens, rows
 
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         return self.step(x_BTD, None, shared)[0]
@@ -68,6 +58,14 @@ class ChoosingTokens(AllTokens):
         if shared is not None:
             shared["chosen"] = torch.cat(chosen, dim=2)
         return self.out(torch.cat(outputs, dim=2).transpose(1, 2).flatten(2)), state
+
+    def scores(self, q_BHTP: Tensor, k_BHSP: Tensor) -> list[Tensor]:
+        """Scores of some queries at a time with all keys, [B, H, rows, S], minus infinity for tokens to come."""
+        place_S = torch.arange(k_BHSP.shape[2], device=q_BHTP.device)
+        own_T1 = place_S[k_BHSP.shape[2] - q_BHTP.shape[2]:, None]
+        q_BHTP = q_BHTP / math.sqrt(self.head_dim)
+        return [(q @ k_BHSP.transpose(2, 3)).masked_fill(place_S > own_1, -torch.inf)
+                for q, own_1 in zip(torch.split(q_BHTP, self.rows, 2), torch.split(own_T1, self.rows), strict=True)]
 
 
 class ChosenTokens(CachedAttention):
@@ -152,16 +150,16 @@ class SelectiveAttention(Operator):
         sizes = (width, self.heads, head_size(self, width), bool(self.rotary), self.rope_base)
         if self.reads == "chosen":
             return ChosenTokens(*sizes)
-        return ChoosingTokens(*sizes, self.tokens, ROWS) if self.reads == "choose" else AllTokens(*sizes, ROWS)
+        return ChoosingTokens(*sizes, self.tokens, ROWS) if self.reads == "choose" else AllTokens(*sizes)
 
     def macs(self, width: int, length: int) -> float:
-        """Projections, and scores and values of what is read."""
-        most = min(self.tokens, length) if self.reads == "chosen" else length
-        pairs = most * (most + 1) // 2 + (length - most) * most
-        return float(length * self.matrix_numel(width) + 2 * self.heads * head_size(self, width) * pairs)
+        """Projections, and scores and values as executed: a layer that chooses scores tokens to come as well."""
+        pairs = {"all": length * (length + 1) // 2, "choose": length * length, "chosen": length * min(self.tokens, length)}
+        return float(length * self.matrix_numel(width) + 2 * self.heads * head_size(self, width) * pairs[self.reads])
 
     def decode_macs(self, width: int, length: int) -> float:
-        return self.macs(width, length + 1) - self.macs(width, length)
+        seen = min(self.tokens, length + 1) if self.reads == "chosen" else length + 1
+        return float(self.matrix_numel(width) + 2 * self.heads * head_size(self, width) * seen)
 
     def state_numel(self, width: int, length: int) -> int:
         return int(2 * length * self.heads * head_size(self, width))
