@@ -108,6 +108,7 @@ class BiLevelRoutingAttention(Operator):
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     source: ClassVar[Source] = Source("BiFormer: Vision Transformer with Bi-Level Routing Attention", 2023,
                                       systems=("S384",))
 

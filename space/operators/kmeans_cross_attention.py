@@ -64,7 +64,9 @@ class KMeansCrossAttention(Operator):
     mean: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
+    cross: ClassVar[bool] = True
     reads_shared: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     source: ClassVar[Source] = Source("kMaX-DeepLab: k-means Mask Transformer", 2022, options=("S368",))
 
     def check(self, width: int, where: str) -> None:

@@ -101,6 +101,10 @@ class LandmarkAttention(Operator):
                                       systems=("S398",))
 
     @property
+    def chooses(self) -> bool:                                                        # type: ignore[override]
+        return self.chosen is not None
+
+    @property
     def fixed(self) -> Mapping[str, str]:                                             # type: ignore[override]
         return ROTARY if self.rotary else {}
 

@@ -89,6 +89,7 @@ class LSHAttention(Operator):
     head_dim: Any = None
     causal_to_the_bit: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"heads": "a head has its own random directions",
                                           "key_dim": "an entry is a coordinate of random directions"}
     source: ClassVar[Source] = Source("Reformer: The Efficient Transformer", 2020, systems=("S206",))

@@ -168,6 +168,7 @@ class RoutingAttention(Operator):
     bidirectional: Any = False
     causal_to_the_bit: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Efficient Content-Based Sparse Attention with Routing Transformers", 2021,
                                       systems=("S400",))
 

@@ -123,6 +123,10 @@ class SelectiveAttention(Operator):
                                       2024, options=("S341",))
 
     @property
+    def chooses(self) -> bool:                                                        # type: ignore[override]
+        return bool(self.reads != "all")
+
+    @property
     def reads_shared(self) -> bool:
         """Whether it needs what earlier layers hand on."""
         return bool(self.reads == "chosen")

@@ -122,6 +122,7 @@ class Sparsifiner(Operator):
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"places": "an entry is a place along the sequence"}
     source: ClassVar[Source] = Source("Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision "
                                       "Transformers", 2023, systems=("S395",))
