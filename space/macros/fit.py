@@ -75,7 +75,7 @@ class InterleavedLayers(nn.Module):
         for r, (read, write) in enumerate(zip(self.reads, self.writes, strict=True)):
             pieces = [self.through(self.local, r, piece) for piece in pieces]
             latents_BGMD = torch.cat([read(old.flatten(0, 1), piece).unflatten(0, (batch, -1)) for old, piece in zip(
-                latents_BGMD.split(groups, 1), pieces, strict=True)], dim=1)
+                torch.split(latents_BGMD, groups, 1), pieces, strict=True)], dim=1)
             latents_BGMD = self.through(self.overall, r, latents_BGMD.flatten(1, 2)).view(latents_BGMD.shape)
             pieces = self.written(write, pieces, latents_BGMD, groups)
         return torch.cat([piece.reshape(batch, -1, width) for piece in pieces], dim=1).view(x.shape)
@@ -92,7 +92,7 @@ class InterleavedLayers(nn.Module):
         if self.shifted:
             latents_BGMD = F.pad(latents_BGMD, (0, 0, 0, 0, 1, -1))
         made = [write(piece, given.flatten(0, 1)) for piece, given in zip(
-            pieces, latents_BGMD.split(groups, 1), strict=True)]
+            pieces, torch.split(latents_BGMD, groups, 1), strict=True)]
         if self.shifted:
             is_first = torch.arange(groups[0], device=latents_BGMD.device).repeat(len(latents_BGMD)) == 0
             made[0] = torch.where(is_first[:, None, None], pieces[0], made[0])

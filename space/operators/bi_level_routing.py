@@ -80,13 +80,14 @@ class RoutedRegions(nn.Module):
         return affinity_BCC.topk(min(self.chosen, affinity_BCC.shape[-1]), dim=-1).indices
 
     def attended(self, q_BCNE: Tensor, k_BCNE: Tensor, v_BCNE: Tensor, index_BCM: Tensor, real_CN: Tensor) -> Tensor:
-        q_BKCNP, k_BKCNP, v_BKCNP = (each.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
+        q_BKCNP, k_BKCNP, v_BKCNP = (torch.unflatten(each, -1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
                                      for each in (q_BCNE, k_BCNE, v_BCNE))
         k_BKCLP, v_BKCLP = gathered(k_BKCNP, index_BCM[:, None]), gathered(v_BKCNP, index_BCM[:, None])
         seen_BCL = real_CN[index_BCM].flatten(2)
         logits_BKCNL = q_BKCNP @ k_BKCLP.transpose(3, 4) / math.sqrt(q_BKCNP.shape[-1])
         weights_BKCNL = logits_BKCNL.masked_fill(~seen_BCL[:, None, :, None], -torch.inf).softmax(-1)
-        return (weights_BKCNL @ v_BKCLP).permute(0, 2, 3, 1, 4).flatten(3)
+        y_BCNE: Tensor = (weights_BKCNL @ v_BKCLP).permute(0, 2, 3, 1, 4).flatten(3)
+        return y_BCNE
 
 
 @dataclass(frozen=True)

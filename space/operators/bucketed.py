@@ -69,7 +69,8 @@ def own_members(label_GT: Tensor, members: int) -> Tensor:
     """Which of the sorted tokens each of a chunk reads, [B, G, C, N, M]."""
     label_GCN1 = cut(label_GT[..., None], members)
     back_NM = steps_back(members, label_GT.device)
-    return (label_GCN1 == with_previous(label_GCN1).transpose(3, 4)) & (back_NM >= 0) & (back_NM < members)
+    same_GCNM: Tensor = label_GCN1 == with_previous(label_GCN1).transpose(3, 4)
+    return same_GCNM & (back_NM >= 0) & (back_NM < members)
 
 
 def times_found(label_GCNR: Tensor, rank_GCNR: Tensor, members: int) -> Tensor:

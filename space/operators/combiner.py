@@ -208,12 +208,12 @@ class Combiner(Operator):
         if self.pattern == "fixed":
             near = full * self.block * (self.block + 1) // 2 + rest * (rest + 1) // 2
             far = self.block * full * (full - 1) // 2 + rest * full
-            return 2 * (near + far + full * self.block)
+            return int(2 * (near + far + full * self.block))
         if self.pattern == "logsparse":
             levels = (length - 1).bit_length()
             return 2 * (sum(length >> level << level for level in range(levels)) + length * (levels + 1))
         rows = -(-length // self.block)
-        return 2 * (self.block * (rows - 1) ** 2 + 2 * rows * self.block**2)
+        return int(2 * (self.block * (rows - 1) ** 2 + 2 * rows * self.block**2))
 
     def macs(self, width: int, length: int) -> float:
         """Projections, direct pairs, regions and their abstractions."""

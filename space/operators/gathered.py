@@ -52,7 +52,8 @@ def window_behind(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -
     chunk_C11 = torch.arange(q.shape[2], device=q_BHTP.device)[:, None, None]
     is_read_CNM = (back_NM >= 0) & (back_NM < window) & ((chunk_C11 > 0) | (steps_M >= window))
     logits = (q @ with_previous(k).transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~is_read_CNM, -torch.inf)
-    return (logits.softmax(-1) @ with_previous(v)).flatten(2, 3)[:, :, :length]
+    y_BHTP: Tensor = (logits.softmax(-1) @ with_previous(v)).flatten(2, 3)[:, :, :length]
+    return y_BHTP
 
 
 def window_around(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -> Tensor:
@@ -65,7 +66,8 @@ def window_around(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, window: int) -
     is_read_CNM = (back_NM.abs() < window) & ((place_CM >= 0) & (place_CM < length))[:, None]
     # What fills up the last chunk reads itself, so that it is finite.
     logits = (q @ k.transpose(3, 4) * q.shape[-1] ** -0.5).masked_fill(~(is_read_CNM | (back_NM == 0)), -torch.inf)
-    return (logits.softmax(-1) @ v).flatten(2, 3)[:, :, :length]
+    y_BHTP: Tensor = (logits.softmax(-1) @ v).flatten(2, 3)[:, :, :length]
+    return y_BHTP
 
 
 def blocks_begun(length: int, block: int, most: int | None = None) -> int:

@@ -125,9 +125,9 @@ class LandmarkAttention(Operator):
     def _reads(self, length: int) -> int:
         """Products of a head dimension that the first `length` tokens need, last blocks filled up."""
         if self.chosen is None:
-            return 2 * self.block * blocks_begun(length, self.block)
-        return (blocks_begun(length, self.block)
-                + 2 * self.block * (blocks_begun(length, self.block, self.chosen) + length))
+            return int(2 * self.block * blocks_begun(length, self.block))
+        chosen = blocks_begun(length, self.block, self.chosen)
+        return int(blocks_begun(length, self.block) + 2 * self.block * (chosen + length))
 
     def macs(self, width: int, length: int) -> float:
         """Projections, scores of landmarks, and scores and values of the blocks read."""

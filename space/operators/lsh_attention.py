@@ -64,7 +64,8 @@ class HashedBuckets(nn.Module):
         if half == 0:
             return torch.zeros(*x_BHTP.shape[:2], self.rounds, x_BHTP.shape[2], dtype=torch.int64, device=x_BHTP.device)
         weight_HFP = normal_numbers(self.heads, self.rounds * half, self.head_dim, x_BHTP.device, dtype)
-        turned_BHTRF = (x_BHTP.detach().to(dtype) @ weight_HFP.transpose(1, 2)).unflatten(-1, (self.rounds, half))
+        turned_BHTE = x_BHTP.detach().to(dtype) @ weight_HFP.transpose(1, 2)
+        turned_BHTRF = torch.unflatten(turned_BHTE, -1, (self.rounds, half))
         return torch.cat([turned_BHTRF, -turned_BHTRF], dim=-1).argmax(-1).transpose(2, 3)
 
 

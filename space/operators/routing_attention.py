@@ -135,8 +135,8 @@ class BalancedClusters(Clusters):
     def routed(self, x_BJTP: Tensor, v_BJTP: Tensor) -> Tensor:
         affinity_BJTK = self.affinity(x_BJTP)
         index_BJKW = affinity_BJTK.transpose(2, 3).topk(min(self.members, x_BJTP.shape[2]), dim=-1).indices
-        q, v = (part.gather(2, index_BJKW.flatten(2)[..., None].expand(-1, -1, -1, self.head_dim))
-                .unflatten(2, index_BJKW.shape[2:]) for part in (x_BJTP, v_BJTP))
+        index_BJEP = index_BJKW.flatten(2)[..., None].expand(-1, -1, -1, self.head_dim)
+        q, v = (torch.unflatten(part.gather(2, index_BJEP), 2, index_BJKW.shape[2:]) for part in (x_BJTP, v_BJTP))
         y = (q @ q.transpose(3, 4) * self.head_dim**-0.5).softmax(-1) @ v
         log_BJKW = affinity_BJTK.log_softmax(-1).transpose(2, 3).gather(3, index_BJKW)
         y = (y * as_if_weighed(log_BJKW)[..., None].to(y.dtype)).flatten(2, 3)
