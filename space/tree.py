@@ -35,10 +35,10 @@ class Tally(NamedTuple):
     decode_macs: float = 0.0
     state: int = 0
 
-    def plus(self, other: Tally, times: int = 1) -> Tally:
+    def plus(self, other: Tally, times: float = 1) -> Tally:
         """This and `other`, which runs `times` times with one set of weights."""
         return Tally(self.parameters + other.parameters, self.macs + times * other.macs,
-                     self.decode_macs + times * other.decode_macs, self.state + times * other.state)
+                     self.decode_macs + times * other.decode_macs, self.state + round(times * other.state))
 
 
 def placed(items: Iterable[Any], width: int, length: Length, prefix: str = "layers") -> Iterator[Placed]:
@@ -120,7 +120,7 @@ def _tally(item: Any, width: int, length: Length) -> Tally:
         return own.plus(tally_items(tuple(part.item for part in item.parts(width, length)), item.recursion, width, length))
     for part in item.parts(width, length):
         inner = tally(part.item, part.width, part.length) if part.passes is None else _passes(part)
-        own = own.plus(inner if part.decodes else inner._replace(decode_macs=0.0, state=0))
+        own = own.plus(inner if part.decodes else inner._replace(decode_macs=0.0, state=0), part.times)
     return own
 
 

@@ -75,6 +75,9 @@ CAUSAL = {
         bp.VisitOrder(order=bp.choice((1, 0), (2, 0, 0))), bp.VisitOrder(side_by_side=True, times=2)))),
     "exits": space((BLOCK, bp.EarlyExit(bp.repeat(BLOCK, 3), exits=(1, 2), adapters=(BLOCK, bp.Block()),
                                         leave=bp.choice(None, 0, 1, "token")))),
+    "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
+    "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
+        heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),
     "topology as a choice": space(bp.Stack((BLOCK, bp.Looped((BLOCK,), bp.Loop(2)), ATTENTION), bp.choice(
         bp.Residual(), bp.DenseAverage(), bp.ValueResidual(), bp.CrossLayerKV(), bp.HyperConnections(), bp.Ladder()))),
 }
@@ -84,6 +87,7 @@ NOT_CAUSAL = {
     "transitions of a sequence": space((bp.ConvEmbedding(), BLOCK, bp.DeformableMerging(width=bp.choice(None, 32)), BLOCK,
                                         bp.HaloDownsample(heads=2, head_dim=4, block=4, halo=1), BLOCK),
                                        head=bp.LanguageHead(tied=False)),
+    "groups and latents": space(bp.FIT(local=bp.repeat(BLOCK, 2), overall=BLOCK, group=4, latents=bp.choice(1, 2))),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat"))),
     "separable u-shape": space(bp.UShape(before=BLOCK, inner=BLOCK, after=BLOCK, resample=bp.choice("full", "separable"))),

@@ -14,6 +14,7 @@ from ..macros.conditioned import ConditionedLayers
 from ..macros.encoder_decoder import EncoderDecoderLayers
 from ..macros.recursion_layers import NormedRounds
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
+from ..macros.reversible_layers import ReversibleLayers
 from ..macros.units import UnitLayers
 from ..model import BlockModule, Layers, Sublayer
 from .record import Record, construct, is_own_class
@@ -123,7 +124,8 @@ class Built:
 
     def stacked(self) -> list[nn.Module]:
         """The layers of stacks whose units are sublayers."""
-        return [layer for r in self.records.values() if isinstance(r.module, HyperLayers | LadderLayers | UnitLayers)
+        kinds = HyperLayers | LadderLayers | UnitLayers | ReversibleLayers
+        return [layer for r in self.records.values() if isinstance(r.module, kinds)
                 for layer in r.module.layers]
 
     def adapted(self) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .. import model
-from ..macros import residual_layers
+from ..macros import residual_layers, reversible_layers
 from ..macros import units as macro_units
 from . import skeleton, stacks, units
 from .record import Record
@@ -78,5 +78,6 @@ _WAYS: dict[type, Callable[[Given], tuple[type, Given]]] = {
     model.Layers: _of_layers,
     residual_layers.SharingLayers: lambda given: (stacks.SharingLayers, given),
     residual_layers.LadderLayers: lambda given: (units.LadderLayers, given),
+    reversible_layers.ReversibleLayers: lambda given: (units.ReversibleLayers, given),
     residual_layers.HyperLayers: lambda given: (units.HyperLayers, given),
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..macros.running import as_sequence, initial_state, step_part
 from .skeleton import Layer, Sublayer
 
-__all__ = ["HyperLayers", "LadderLayers", "change", "step_change", "units_of"]
+__all__ = ["HyperLayers", "LadderLayers", "ReversibleLayers", "change", "step_change", "units_of"]
 
 
 def units_of(layer: nn.Module) -> list[nn.Module]:
@@ -66,6 +66,37 @@ class LadderLayers(nn.Module):
             before_BTD, x_BTD = x_BTD, x_BTD + y_BTD
             after.append(new)
         return x_BTD, after
+
+
+class ReversibleLayers(nn.Module):
+    """Two streams; every unit reads one and adds to the other, in turn; the sublayers are the units."""
+
+    shares = True
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def units(self) -> list[nn.Module]:
+        return [unit for layer in self.layers for unit in units_of(layer)]
+
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        first_BTD = second_BTD = x_BTD
+        for unit in self.units():
+            first_BTD, second_BTD = second_BTD, first_BTD + change(unit, second_BTD, shared)
+        return (first_BTD + second_BTD) / 2
+
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[Any]:
+        return [initial_state(unit, batch, dtype, device) for unit in self.units()]
+
+    def step(self, x_BTD: Tensor, state: list[Any], shared: dict[str, Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """The next tokens, with a state per unit."""
+        first_BTD, second_BTD, after = x_BTD, x_BTD, []
+        for unit, held in zip(self.units(), state, strict=True):
+            y_BTD, new = step_change(unit, second_BTD, held, shared)
+            first_BTD, second_BTD = second_BTD, first_BTD + y_BTD
+            after.append(new)
+        return (first_BTD + second_BTD) / 2, after
 
 
 class HyperLayers(nn.Module):

@@ -32,6 +32,7 @@ class Part(NamedTuple):
     width, length: of the stream that reaches it. decodes: whether every next token goes through it; through an encoder
     only the source does. passes: where it runs otherwise than once over what reaches it, the length of every pass with
     the share of next tokens that take part in it; empty for a part that has weights and does not run.
+    times: how often it runs with its weights, a part of a run where a last piece is shorter.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Part(NamedTuple):
     length: Length
     decodes: bool = True
     passes: tuple[tuple[Length, float], ...] | None = None
+    times: float = 1
 
 
 class Macro(Operator, abstract=True):

@@ -9,11 +9,12 @@ from ..axes import Init, Param, axis, param
 from ..operator import Length, Source, tokens_of
 from ..operators.attention import Attention
 from ..operators.checks import is_whole
+from ..operators.selective_attention import SelectiveAttention
 from ..plan import Block
 
 MODES = ("learnable", "identity", "single")
-__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "LayerMemory", "Placed", "Residual",
-           "ValueResidual"]
+__all__ = ["CrossLayerKV", "DenseAverage", "HyperConnections", "Ladder", "LayerMemory", "PersistentSelection", "Placed",
+           "Residual", "Reversible", "ValueResidual"]
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,62 @@ class Ladder(Residual):
 
     source: ClassVar[Source] = Source("Ladder-residual: parallelism-aware architecture for accelerating large model "
                                       "inference with communication overlapping", 2025, systems=("S023",))
+
+
+@dataclass(frozen=True)
+class Reversible(Residual):
+    """Reversible residual layers (Gomez et al., 2017; Reformer, Kitaev et al., 2020): two copies of the stream, of which
+    every sublayer reads one and adds to the other, in turn; their mean leaves the stack.
+
+    Training remembers the activations of one sublayer at a time, whatever the depth, and runs every sublayer twice more on
+    the way back: inputs are computed from outputs, up to rounding. Reformer concatenates the two streams in front of its
+    head; the mean keeps the width. Where a second input is handed on (a decoder's memory) activations are kept as usual.
+    """
+
+    source: ClassVar[Source] = Source("Reformer: The Efficient Transformer", 2020, options=("S206",))
+
+
+@dataclass(frozen=True)
+class PersistentSelection(Residual):
+    """TidalDecode (Yang et al., 2024): tokens that one attention layer chooses are what the layers after it read.
+
+    Of the blocks with `SelectiveAttention` the first `dense` read everything; the next one chooses, and again those whose
+    numbers among them (from 0) stand in `again`; all others read what was chosen last.
+    """
+
+    dense: Any = 2
+    again: Any = ()
+    source: ClassVar[Source] = Source("TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention",
+                                      2024, systems=("S341",))
+
+    def check(self, where: str) -> None:
+        if not isinstance(self.dense, int) or self.dense < 0:
+            raise ValueError(f"dense is a number of layers at {where}: got {self.dense!r}; use 2")
+        if not all(isinstance(n, int) and n > self.dense for n in self.again):
+            raise ValueError(f"again names layers after number {self.dense}, the first that chooses, at {where}: got "
+                             f"{self.again!r}; use for example ({self.dense + 11},)")
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        made: list[Any] = []
+        count = 0
+        for item in items:
+            selects = isinstance(item, Block) and isinstance(item.mixer, SelectiveAttention)
+            made.append(replace(item, mixer=replace(item.mixer, reads=self.reads(count))) if selects else item)
+            count += selects
+        return made
+
+    def reads(self, number: int) -> str:
+        """What the attention layer of this number reads."""
+        if number < self.dense:
+            return "all"
+        return "choose" if number == self.dense or number in self.again else "chosen"
+
+    def rewrite(self, operator: Any) -> Any:
+        return replace(operator, reads="chosen") if isinstance(operator, SelectiveAttention) else operator
+
+    def rewrite_to_choose(self, operator: Any) -> Any:
+        """The other thing that the topology may make of an operator."""
+        return replace(operator, reads="choose") if isinstance(operator, SelectiveAttention) else operator
 
 
 def attention_of(item: Any) -> Any:

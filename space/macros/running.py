@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ATTENTION = ("kv", "first_value", "first_seen", "layers")         # what attention layers of one stream hand on
+ATTENTION = ("kv", "first_value", "first_seen", "layers", "chosen")     # what attention layers of one stream hand on
 __all__ = ["as_sequence", "initial_state", "step_part", "without_attention"]
 
 

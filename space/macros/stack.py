@@ -19,8 +19,10 @@ from .residual import (
     HyperConnections,
     Ladder,
     LayerMemory,
+    PersistentSelection,
     Placed,
     Residual,
+    Reversible,
     ValueResidual,
     attention_of,
     residual_label,
@@ -29,6 +31,7 @@ from .residual_groups import GroupFusion
 from .residual_history import DeepCrossAttention, PathEnsemble
 from .residual_layers import DenseLayers, DilatedDenseLayers, HyperLayers, LadderLayers, SharingLayers
 from .residual_streams import DualStream
+from .reversible_layers import ReversibleLayers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +47,8 @@ class Stack(Macro):
 
     layers: blocks and macros that keep the width and the length. residual: `Residual()`, `DenseAverage()`,
     `ValueResidual()`, `CrossLayerKV(every)`, `LayerMemory()`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`,
-    `PathEnsemble()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()` or
-    a choice of them. Where a topology has units, these are the sublayers of plain blocks; a macro, or a block with a
+    `PathEnsemble()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()`,
+    `Reversible()`, `PersistentSelection(dense)` or a choice of them. Where a topology has units, these are the sublayers of plain blocks; a macro, or a block with a
     placement or a join of its own, is one unit, whose change of the stream counts.
     """
 
@@ -64,6 +67,8 @@ class Stack(Macro):
     def rewrites(self) -> tuple[Callable[[Any], Any], ...]:
         if isinstance(self.residual, LayerMemory):
             return tuple(Placed(before) for before in range(len(kept(self.layers))))
+        if isinstance(self.residual, PersistentSelection):
+            return self.residual.rewrite, self.residual.rewrite_to_choose
         return (self.residual.rewrite,) if isinstance(self.residual, (ValueResidual, CrossLayerKV)) else ()
 
     def items(self, width: int) -> list[Any]:
@@ -107,7 +112,9 @@ class Stack(Macro):
             return HyperLayers(layers, width, self.num_units(), self.residual.rate, self.residual.dynamic)
         if isinstance(self.residual, Ladder):
             return LadderLayers(layers)
-        shares = isinstance(self.residual, (ValueResidual, CrossLayerKV, LayerMemory))
+        if isinstance(self.residual, Reversible) and layers:
+            return ReversibleLayers(layers)
+        shares = isinstance(self.residual, (ValueResidual, CrossLayerKV, LayerMemory, PersistentSelection))
         return SharingLayers(layers) if shares else Layers(layers)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
@@ -127,10 +134,13 @@ class Stack(Macro):
             return self._sketch_dense(draft, stream, place, items, width)
         if isinstance(self.residual, (HyperConnections, Ladder)):
             return self._sketch_units(draft, stream, place, items, width)
+        if isinstance(self.residual, Reversible) and items:
+            return self._sketch_reversible(draft, stream, place, items, width)
         first = len(draft.nodes)
         stream = draft.items(items, stream, f"{place}.layers", width)
         self._sketch_shared(draft, place, items, first)
         self._sketch_memory(draft, place, items, first)
+        self._sketch_chosen(draft, place, items, first)
         return stream
 
     def _drawn(self, draft: Draft, place: str, items: list[Any], width: int) -> list[Callable[[int], int]]:
@@ -168,6 +178,34 @@ class Stack(Macro):
                 draft.join(stream if is_ladder else source, total, RESIDUAL)
                 before, stream = stream, total
         return stream if is_ladder else draft.node("collapse", "streams", place, None, stream)
+
+    def _sketch_reversible(self, draft: Draft, stream: int, place: str, items: list[Any], width: int) -> int:
+        """Two streams; a unit reads one, its sum is with the other."""
+        first = second = stream = draft.node(residual_label(self.residual), "streams", place, None, stream)
+        for index, item in enumerate(items):
+            for role, norm, op in units_of(item):
+                inner = f"{place}.layers.{index}"
+                change = (draft.op(op, inner, "mixer", second, width) if norm is None else
+                          draft.branch(f"{inner}.{role}", role, norm, op, second, width))
+                total = draft.node("sum", "sum", "", None, change)
+                draft.join(first, total, RESIDUAL)
+                first, second = second, total
+        end = draft.node("collapse", "streams", place, None, second)
+        draft.join(first, end)
+        return end
+
+    def _sketch_chosen(self, draft: Draft, place: str, items: list[Any], first: int) -> None:
+        """Edges from the attention that chose the tokens which another one reads."""
+        at_place = {node.place: first + n for n, node in enumerate(draft.nodes[first:])}
+        chose = None
+        for index, item in enumerate(items):
+            reads = getattr(getattr(item, "mixer", None), "reads", None)
+            if not isinstance(self.residual, PersistentSelection) or reads not in ("choose", "chosen"):
+                continue
+            node = at_place[f"{place}.layers.{index}.mixer.op"]
+            if reads == "chosen" and chose is not None:
+                draft.join(chose, node, "chosen")
+            chose = node if reads == "choose" else chose
 
     def _sketch_shared(self, draft: Draft, place: str, items: list[Any], first: int) -> None:
         """Edges from the attention whose keys and values, or values, another one uses."""
