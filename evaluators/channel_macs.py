@@ -29,14 +29,22 @@ def _hidden_mixture(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(_tokens(inputs) * (3 * active * hidden + module.groups**2 * size))
 
 
-def _tables(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
-    """A vector per chunk of the first table and of the second."""
-    read = len(module.first) * module.first.shape[-1] + len(module.second) * module.second.shape[-1]
-    return float(_tokens(inputs) * read)
+def _table(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """A vector per chunk."""
+    return float(len(module.table) * output.numel())
+
+
+def _head_networks(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Scores and values over the visible pairs, and both matrices of every head's network."""
+    batch, length = inputs[0].shape[:2]
+    pairs = sum(min(i + 1, module.window or length) for i in range(length))
+    networks = length * (module.head_up.numel() + module.head_down.numel())
+    return float(batch * (2 * module.heads * module.head_dim * pairs + networks))
 
 
 FORMULAS = {
     "ThresholdExperts": _threshold_experts,
     "HiddenMixture": _hidden_mixture,
-    "TableFeedForward": _tables,
+    "TableLookup": _table,
+    "PartialAttention": _head_networks,
 }

@@ -290,6 +290,7 @@ def _taps(module: Any, length: int) -> int:
 _FORMULAS: dict[str, Formula] = {
     "CausalAttention": _attention,
     "TokenizedAttention": _attention,
+    "TableAttention": _attention,
     "BidirectionalAttention": _all_pairs,
     "ReusingAttention": _reusing_attention,
     "MemoryAttention": _memory_attention,

@@ -18,20 +18,27 @@ from ..axes import Init, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_divisor, require_positive, require_whole
 
-__all__ = ["MemoryLayers", "TableFeedForward", "looked_up"]
+__all__ = ["MemoryLayers", "TableFeedForward", "TableLookup", "check_bits"]
 
 
-def looked_up(x_BTD: Tensor, table_KEO: Tensor, temperature: float) -> Tensor:
+class TableLookup(nn.Module):
     """The sum over chunks of p(z) T[code(z)]: bit i of the code says whether entry i of the chunk z is positive, and
     p(z) = product of sigmoid(2 |z_i| / temperature) is how sure that is."""
-    chunks, entries, out = table_KEO.shape
-    z_NKC = x_BTD.reshape(-1, chunks, x_BTD.shape[-1] // chunks)
-    place_C = 2 ** torch.arange(z_NKC.shape[2], device=z_NKC.device)
-    first_K = entries * torch.arange(chunks, device=z_NKC.device)
-    code_NK = ((z_NKC > 0) * place_C).sum(-1) + first_K
-    weight_NK = torch.sigmoid(2 / temperature * z_NKC.abs()).prod(-1)
-    y_NO = F.embedding_bag(code_NK, table_KEO.reshape(-1, out), per_sample_weights=weight_NK, mode="sum")
-    return y_NO.view(*x_BTD.shape[:-1], out)
+
+    def __init__(self, width: int, bits: int, out: int, temperature: float):
+        super().__init__()
+        self.bits, self.temperature = bits, temperature
+        self.table = nn.Parameter(torch.empty(width // bits, 2**bits, out))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        chunks, entries, out = self.table.shape
+        z_NKC = x_BTD.reshape(-1, chunks, self.bits)
+        place_C = 2 ** torch.arange(self.bits, device=z_NKC.device)
+        first_K = entries * torch.arange(chunks, device=z_NKC.device)
+        code_NK = ((z_NKC > 0) * place_C).sum(-1) + first_K
+        weight_NK = torch.sigmoid(2 / self.temperature * z_NKC.abs()).prod(-1)
+        y_NO = F.embedding_bag(code_NK, self.table.reshape(-1, out), per_sample_weights=weight_NK, mode="sum")
+        return y_NO.view(*x_BTD.shape[:-1], out)
 
 
 class TableFeedForward(nn.Module):
@@ -39,16 +46,24 @@ class TableFeedForward(nn.Module):
 
     def __init__(self, width: int, bits: int, inner_bits: int, temperature: float):
         super().__init__()
-        self.temperature, chunks = temperature, width // bits
-        self.first = nn.Parameter(torch.empty(chunks, 2**bits, chunks * inner_bits))
-        self.gain = nn.Parameter(torch.empty(chunks * inner_bits))
-        self.shift = nn.Parameter(torch.empty(chunks * inner_bits))
-        self.second = nn.Parameter(torch.empty(chunks, 2**inner_bits, width))
+        inner = width // bits * inner_bits
+        self.first = TableLookup(width, bits, inner, temperature)
+        self.gain = nn.Parameter(torch.empty(inner))
+        self.shift = nn.Parameter(torch.empty(inner))
+        self.second = TableLookup(inner, inner_bits, width, temperature)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTI = looked_up(x_BTD, self.first, self.temperature)
-        h_BTI = F.layer_norm(h_BTI, (h_BTI.shape[-1],), self.gain, self.shift)
-        return looked_up(h_BTI, self.second, self.temperature)
+        h_BTI = self.first(x_BTD)
+        y_BTD: Tensor = self.second(F.layer_norm(h_BTI, (h_BTI.shape[-1],), self.gain, self.shift))
+        return y_BTD
+
+
+def check_bits(bits: Any, most: int, where: str) -> None:
+    """Raise ValueError unless `bits` is a whole number, and `most`, the largest number of bits, within reason."""
+    require_whole("bits", bits, where)
+    if most > 16:
+        raise ValueError(f"bits must be at most 16 at {where}: got {most}; a table of 2^16 vectors has 65,536 of them per "
+                         "chunk")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,8 @@ class MemoryLayers(Operator):
     bits: channels of a chunk, which read one of 2^bits vectors of its table; it must divide width. inner_bits: the same
     in the second layer, whose input has as many chunks (default bits + 2). temperature: how fast a vector gains weight as
     the input leaves zero. Parameters grow as 2^bits; the multiply-adds are those of adding up what was read, one vector
-    per chunk. Signs have no gradient: the weights of the vectors carry it.
+    per chunk. Signs have no gradient: the weights of the vectors carry it. `MemoryLayerMixer` is attention with
+    projections of this kind.
     """
 
     bits: Any = 8
@@ -69,20 +85,18 @@ class MemoryLayers(Operator):
         "width": "channels are bits of codes", "chunks": "chunks follow one another in the width",
         "codes": "a pattern of signs", "inner_codes": "a pattern of signs", "inner_bits": "a bit of a code"}
     source: ClassVar[Source] = Source("MemoryFormer: Minimize Transformer Computation by Removing Fully-Connected Layers",
-                                      2024, options=("S294",))
+                                      2024, systems=("S294",))
 
     def inner(self) -> int:
         """Bits of a chunk of the second layer."""
         return int(self.inner_bits or self.bits + 2)
 
     def check(self, width: int, where: str) -> None:
-        require_whole("bits", self.bits, where)
-        require_divisor("bits", self.bits, "width", width, where)
         if self.inner_bits is not None:
             require_whole("inner_bits", self.inner_bits, where, instead="use None for bits + 2")
-        if max(self.bits, self.inner()) > 16:
-            raise ValueError(f"bits must be at most 16 at {where}: got {self.bits} and {self.inner()} inside; a table of "
-                             "2^16 vectors has 65,536 of them per chunk")
+        require_whole("bits", self.bits, where)
+        check_bits(self.bits, max(self.bits, self.inner()), where)
+        require_divisor("bits", self.bits, "width", width, where)
         require_positive("temperature", self.temperature, where)
 
     def axes(self, width: int) -> dict[str, Param]:
@@ -90,9 +104,9 @@ class MemoryLayers(Operator):
         chunks, blocks = axis("chunks", count), axis("blocks", count)
         inner = blocks * axis("inner_bits", self.inner())
         read = Init("normal", gain=count ** -0.5)
-        return {"first": param(chunks, axis("codes", 2**self.bits), inner, init=read),
+        return {"first.table": param(chunks, axis("codes", 2**self.bits), inner, init=read),
                 "gain": param(inner, share="own", init="ones"), "shift": param(inner, share="own", init="zeros"),
-                "second": param(blocks, axis("inner_codes", 2**self.inner()), axis("width", width), init=read)}
+                "second.table": param(blocks, axis("inner_codes", 2**self.inner()), axis("width", width), init=read)}
 
     def build(self, width: int) -> nn.Module:
         return TableFeedForward(width, self.bits, self.inner(), self.temperature)

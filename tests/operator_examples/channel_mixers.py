@@ -17,8 +17,14 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                    (bp.DynamicMoE(experts=3, top_p=1, ratio=1), 16)],
     "GRKAN": [(bp.GRKAN(ratio=2, groups=4), 24), (bp.GRKAN(ratio=1, groups=2), 16)],
     "MemoryLayers": [(bp.MemoryLayers(bits=4, inner_bits=6), 32), (bp.MemoryLayers(bits=3, temperature=0.5), 12)],
+    "MemoryLayerMixer": [
+        (bp.MemoryLayerMixer(heads=4, bits=4), 32), (bp.MemoryLayerMixer(heads=2, head_dim=6, bits=3, window=5), 12),
+        (bp.MemoryLayerMixer(heads=2, bits=4, temperature=0.5, rope_base=100.0), 16)],
     "MoHD": [(bp.MoHD(shared=0.5, groups=4, top_k=2, ratio=2), 32), (bp.MoHD(shared=0.3, groups=3, top_k=1, ratio=1), 16),
              (bp.MoHD(shared=0, groups=2, top_k=2, ratio=1), 24)],
+    "PartialFormer": [
+        (bp.PartialFormer(heads=4, ratio=4), 32), (bp.PartialFormer(heads=2, head_dim=6, window=5), 24),
+        (bp.PartialFormer(heads=2, ratio=1, rope_base=100.0), 16)],
     "Pattention": [(bp.Pattention(ratio=3), 24), (bp.Pattention(ratio=1, scale=2.5), 16)],
     "PattentionMixer": [(bp.PattentionMixer(heads=4, ratio=2), 32), (bp.PattentionMixer(heads=2, head_dim=6, window=5), 24),
                         (bp.PattentionMixer(heads=2, ratio=1, scale=3.0, rope_base=100.0), 16)],
@@ -27,6 +33,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
     "GRKAN": {"numerator": "the paper's order 5", "denominator": "the paper's order 4"},
+    "MemoryLayerMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
+    "PartialFormer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
     "PattentionMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
 }
 
@@ -96,10 +104,10 @@ def _table(z, table, temperature):
 
 
 def _memory_layers(w, config, x_BTD):
-    h = _table(x_BTD, w["first"], config.temperature)
+    h = _table(x_BTD, w["first.table"], config.temperature)
     h = h - h.mean(-1, keepdim=True)
     h = h / torch.sqrt((h**2).mean(-1, keepdim=True) + 1e-5) * w["gain"] + w["shift"]
-    return _table(h, w["second"], config.temperature)
+    return _table(h, w["second.table"], config.temperature)
 
 
 def _hidden_mixture(w, config, x_D):
@@ -131,31 +139,49 @@ def _pattention(w, config, x_BTD):
     return parameter_attention(x_BTD, w["key.weight"], w["value.weight"], config.scale)
 
 
-def _attention(w, config, x_BTD):
-    """Softmax over the visible tokens, one query after the other; rotations by complex numbers."""
-    head_dim = config.head_dim or x_BTD.shape[-1] // config.heads
-    half, length = head_dim // 2, x_BTD.shape[1]
+def attention(project, network=lambda w, y_BHP: y_BHP):
+    """Softmax over the visible tokens, one query after the other, with `project(w, name, config, x)` and a network in the
+    heads; rotations by complex numbers."""
+    def reference(w, config, x_BTD):
+        head_dim = config.head_dim or x_BTD.shape[-1] // config.heads
+        half, length = head_dim // 2, x_BTD.shape[1]
+        step_P = torch.arange(half, dtype=x_BTD.dtype) / half
+        turn = torch.arange(length, dtype=x_BTD.dtype)[:, None] / config.rope_base**step_P
+        wave_T1P = torch.polar(torch.ones_like(turn), turn)[:, None]
 
-    def projected(name, x_BTE):
-        return parameter_attention(x_BTE, w[f"{name}.key.weight"], w[f"{name}.value.weight"], config.scale)
+        def turned(x_BTE):
+            x = x_BTE.unflatten(-1, (config.heads, 2, half))
+            rotated = torch.complex(x[..., 0, :], x[..., 1, :]) * wave_T1P
+            return torch.cat([rotated.real, rotated.imag], -1)
 
-    step_P = torch.arange(half, dtype=x_BTD.dtype) / half
-    turn = torch.arange(length, dtype=x_BTD.dtype)[:, None] / config.rope_base**step_P
-    wave_T1P = torch.polar(torch.ones_like(turn), turn)[:, None]
+        q, k = (turned(project(w, name, config, x_BTD)) for name in ("query", "key"))
+        v = project(w, "value", config, x_BTD).unflatten(-1, (config.heads, head_dim))
+        seen = []
+        for t in range(length):
+            first = 0 if config.window is None else max(0, t + 1 - config.window)
+            scores = torch.einsum("bhp,bshp->bhs", q[:, t], k[:, first:t + 1]) / math.sqrt(head_dim)
+            read_BHP = torch.einsum("bhs,bshp->bhp", scores.softmax(-1), v[:, first:t + 1])
+            seen.append(network(w, read_BHP).flatten(1))
+        return project(w, "out", config, torch.stack(seen, 1))
 
-    def turned(x_BTE):
-        x = x_BTE.unflatten(-1, (config.heads, 2, half))
-        rotated = torch.complex(x[..., 0, :], x[..., 1, :]) * wave_T1P
-        return torch.cat([rotated.real, rotated.imag], -1)
+    return reference
 
-    q, k = turned(projected("query", x_BTD)), turned(projected("key", x_BTD))
-    v = projected("value", x_BTD).unflatten(-1, (config.heads, head_dim))
-    seen = []
-    for t in range(length):
-        first = 0 if config.window is None else max(0, t + 1 - config.window)
-        scores = torch.einsum("bhp,bshp->bhs", q[:, t], k[:, first:t + 1]) / math.sqrt(head_dim)
-        seen.append(torch.einsum("bhs,bshp->bhp", scores.softmax(-1), v[:, first:t + 1]).flatten(1))
-    return projected("out", torch.stack(seen, 1))
+
+def _by_tokens(w, name, config, x):
+    return parameter_attention(x, w[f"{name}.key.weight"], w[f"{name}.value.weight"], config.scale)
+
+
+def _by_table(w, name, config, x):
+    return _table(x, w[f"{name}.table"], config.temperature)
+
+
+def _by_matrix(w, name, config, x):
+    return x @ w[f"{name}.weight"].T
+
+
+def _head_networks(w, y_BHP):
+    return torch.stack([(y_BP @ up.T).clamp(min=0) @ down.T
+                        for y_BP, up, down in zip(y_BHP.unbind(1), w["head_up"], w["head_down"], strict=True)], 1)
 
 
 REFERENCES = {
@@ -165,5 +191,7 @@ REFERENCES = {
     "MemoryLayers": _memory_layers,
     "MoHD": per_token(_hidden_mixture),
     "Pattention": _pattention,
-    "PattentionMixer": _attention,
+    "MemoryLayerMixer": attention(_by_table),
+    "PartialFormer": attention(_by_matrix, _head_networks),
+    "PattentionMixer": attention(_by_tokens),
 }

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
-from bodyplan.space.operators.memory_layers import looked_up
 from bodyplan.space.operators.mlp import keep_largest
 from bodyplan.space.operators.rational import IDENTITY, SWISH, SWISH_GAIN, rational
 from bodyplan.testing import built, check_reference
@@ -221,14 +220,14 @@ def test_a_rational_unit_has_no_pole():
 def test_far_from_zero_a_table_is_read_without_a_weight():
     module = built(bp.MemoryLayers(bits=4), 8, dtype=torch.float64)
     signs = torch.tensor([1.0, -1, -1, 1, -1, 1, 1, 1], dtype=torch.float64)
-    read = looked_up(1e3 * signs[None, None], module.first, 1.0)
-    torch.testing.assert_close(read[0, 0], module.first[0, 0b1001] + module.first[1, 0b1110])
+    table = module.first.table
+    torch.testing.assert_close(module.first(1e3 * signs[None, None])[0, 0], table[0, 0b1001] + table[1, 0b1110])
 
 
 def test_only_the_vectors_that_were_read_are_trained():
     module = built(bp.MemoryLayers(bits=4), 8)
     module(tokens(8, (1, 3), dtype=torch.float32)).sum().backward()
-    touched = module.first.grad.abs().sum(-1) > 0
+    touched = module.first.table.grad.abs().sum(-1) > 0
     assert (touched.sum(1) <= 3).all() and touched.any(1).all()
 
 
@@ -271,6 +270,38 @@ def test_attention_by_parameter_tokens_is_attention_of_what_they_project(width, 
     torch.testing.assert_close(module(x), plain(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("width", "head_dim"), [(24, None), (16, 24), (16, 64)])
+def test_heads_whose_networks_are_the_identity_are_plain_attention(width, head_dim):
+    module = built(bp.PartialFormer(heads=2, head_dim=head_dim, ratio=2), width, dtype=torch.float64)
+    eye = torch.eye(module.head_dim, dtype=torch.float64).expand(2, -1, -1)
+    module.head_up.data, module.head_down.data = torch.cat([eye, -eye], 1), torch.cat([eye, -eye], 2)
+    x = tokens(width, (1, 63))
+    plain = sharing(bp.Attention(heads=2, head_dim=head_dim), width, module)
+    torch.testing.assert_close(module(x), plain(x), rtol=1e-10, atol=1e-10)
+
+
+def test_attention_by_tables_is_attention_of_what_they_hold():
+    module = built(bp.MemoryLayerMixer(heads=2, bits=4), 16, dtype=torch.float64)
+    x, plain = tokens(16, (1, 63)), bp.Attention(heads=2).build(16).double()
+    for name in ("query", "key", "value", "out"):
+        setattr(plain, name, getattr(module, name))
+    assert torch.equal(module(x), plain(x))
+
+
+@pytest.mark.parametrize("mixer", [bp.MemoryLayerMixer(heads=2, bits=4), bp.PartialFormer(heads=2),
+                                   bp.PattentionMixer(heads=2)], ids=repr)
+def test_whole_networks_of_a_paper_decode_as_they_train(mixer):
+    channel = {bp.MemoryLayerMixer: bp.MemoryLayers(bits=4), bp.PartialFormer: bp.Identity(),
+               bp.PattentionMixer: bp.Pattention()}[type(mixer)]
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=16, head=bp.LanguageHead(tied=True),
+                     body=bp.repeat(bp.Block(mixer=mixer, channel=channel), times=2))
+    model, ids = space.sample(0).build(), torch.arange(12)[None]
+    whole, state = model(ids), model.init_state(1)
+    for t in range(12):
+        logits, state = model.step(ids[:, t:t + 1], state)
+        torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
+
+
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 def test_adapters_leave_the_layer_as_it_is_at_the_start():
@@ -301,7 +332,12 @@ def test_a_sure_gate_uses_one_adapter():
     (bp.MoHD(shared=0.9, groups=8), "groups must not exceed the channels that are not shared at body.channel: got 8 and 2"),
     (bp.GRKAN(groups=3), "groups must divide width at body.channel: got 3 and 16; use 2 or 4"),
     (bp.MemoryLayers(bits=3), "bits must divide width at body.channel: got 3 and 16; use 2 or 4"),
-    (bp.MemoryLayers(bits=16), "bits must be at most 16 at body.channel: got 16 and 18 inside"),
+    (bp.MemoryLayers(bits=16), "bits must be at most 16 at body.channel: got 18; a table"),
+    (bp.MemoryLayerMixer(bits=3), "bits must divide width at body.channel: got 3 and 16; use 2 or 4"),
+    (bp.MemoryLayerMixer(heads=1, head_dim=2, bits=4), "bits must divide heads * head_dim at body.channel: got 4 and 2"),
+    (bp.MemoryLayerMixer(bits=4, temperature=-1), "temperature must be a positive number at body.channel: got -1"),
+    (bp.PartialFormer(heads=3), "heads must divide width at body.channel: got 3 and 16"),
+    (bp.PartialFormer(ratio=0), "ratio must be a positive number at body.channel: got 0"),
     (bp.MemoryLayers(bits=4, temperature=0), "temperature must be a positive number at body.channel: got 0"),
     (bp.Pattention(scale=-1), "scale must be a positive number at body.channel: got -1; use None"),
     (bp.PattentionMixer(heads=3), "heads must divide width at body.channel: got 3 and 16"),
@@ -321,8 +357,10 @@ def test_channel_mixers_are_elastic_in_a_space():
                         bp.MoHD(shared=bp.choice(0.25, 0.5), groups=bp.choice(2, 4), top_k=bp.choice(1, 2), ratio=1),
                         bp.GRKAN(bp.choice(1, 2), groups=bp.choice(2, 4)), bp.MemoryLayers(bits=bp.choice(2, 4)),
                         bp.Pattention(bp.choice(1, 2)), bp.AdapterMLP(1, adapters=bp.choice(1, 2)))
+    mixer = bp.choice(bp.PattentionMixer(heads=2), bp.MemoryLayerMixer(heads=2, bits=bp.choice(2, 4)),
+                      bp.PartialFormer(heads=2, ratio=bp.choice(1, 2)))
     space = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=bp.choice(16, 24), head=bp.LanguageHead(tied=True),
-                     body=bp.Block(mixer=bp.choice(bp.PattentionMixer(heads=2), bp.ShortConv()), channel=channel))
+                     body=bp.Block(mixer=mixer, channel=channel))
     net, ids = bp.Supernet(space, seed=0), torch.arange(12)[None]
     for seed in range(16):
         architecture = space.sample(seed)
