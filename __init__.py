@@ -97,6 +97,7 @@ _HOMES = {
     "Pattention": ".space.operators.pattention",
     "PattentionMixer": ".space.operators.pattention_mixer",
     "AdapterMLP": ".space.operators.adapter_mlp",
+    "FixedGraph": ".space.operators.fixed_graph",
     "PartialFormer": ".space.operators.partial_attention",
     "LowRankMLP": ".space.operators.low_rank",
     "GroupedConv": ".space.operators.grouped_conv",

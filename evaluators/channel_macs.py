@@ -34,6 +34,11 @@ def _table(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(len(module.table) * output.numel())
 
 
+def _fixed_graph(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The whole graph in all steps but the first; the projections are modules of their own."""
+    return float(_tokens(inputs) * (module.steps - 1) * module.graph.numel())
+
+
 def _head_networks(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """Scores and values over the visible pairs, and both matrices of every head's network."""
     batch, length = inputs[0].shape[:2]
@@ -45,6 +50,7 @@ def _head_networks(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 FORMULAS = {
     "ThresholdExperts": _threshold_experts,
     "HiddenMixture": _hidden_mixture,
+    "FixedGraphNetwork": _fixed_graph,
     "TableLookup": _table,
     "PartialAttention": _head_networks,
 }

@@ -97,7 +97,7 @@ class MoHD(Operator):
     fixed: ClassVar[Mapping[str, str]] = {
         "width": "channels are in groups", "groups": "groups follow one another in the width",
         "fused": "groups follow one another in the width"}
-    source: ClassVar[Source] = Source("Mixture of Hidden-Dimensions Transformer", 2024, systems=("S179",))
+    source: ClassVar[Source] = Source("Mixture of Hidden-Dimensions Transformer", 2024, options=("S179",))
 
     def sizes(self, width: int) -> tuple[int, int]:
         """Shared channels and channels of a group."""

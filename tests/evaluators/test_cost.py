@@ -67,6 +67,7 @@ CASES = {
     "parameter tokens": bp.Pattention(ratio=2),
     "attention by parameter tokens": bp.PattentionMixer(heads=2, ratio=2),
     "attention by parameter tokens in a window": bp.PattentionMixer(heads=4, window=16),
+    "a fixed graph": bp.FixedGraph(neurons=40, sensory=10, outputs=8, density=0.1),
     "attention by tables": bp.MemoryLayerMixer(heads=2, bits=4),
     "attention by tables in a window": bp.MemoryLayerMixer(heads=4, head_dim=6, bits=8, window=16),
     "networks in heads": bp.PartialFormer(heads=4, ratio=2),

@@ -15,6 +15,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                    (bp.AdapterMLP(ratio=1, activation="silu", adapters=2, bottleneck=3), 16)],
     "DynamicMoE": [(bp.DynamicMoE(experts=6, top_p=0.5, ratio=2), 24), (bp.DynamicMoE(experts=4, top_p=0.9, ratio=1), 16),
                    (bp.DynamicMoE(experts=3, top_p=1, ratio=1), 16)],
+    "FixedGraph": [(bp.FixedGraph(neurons=30, sensory=9, outputs=7, density=0.2), 24),
+                   (bp.FixedGraph(neurons=12, sensory=12, outputs=5, steps=1, density=0.5), 16),
+                   (bp.FixedGraph(neurons=20, sensory=5, outputs=4, steps=3, density=1, scale=0.2), 16)],
     "GRKAN": [(bp.GRKAN(ratio=2, groups=4), 24), (bp.GRKAN(ratio=1, groups=2), 16)],
     "MemoryLayers": [(bp.MemoryLayers(bits=4, inner_bits=6), 32), (bp.MemoryLayers(bits=3, temperature=0.5), 12)],
     "MemoryLayerMixer": [
@@ -77,6 +80,21 @@ def _dynamic_experts(w, config, x_D):
         y_D = y_D + probability[e] * (w["down"][e] @ (silu(w["gate"][e] @ x_D) * (w["up"][e] @ x_D)))
         held += float(probability[e].detach()) if config.top_p < 1 else 0.0
     return y_D
+
+
+def _fixed_graph(w, config, x_BTD):
+    """A network that starts at rest and is given the input in every step; what is cut off is zero."""
+    graph = w["graph"] * (config.scale or 1)
+    if config.scale is None:
+        cut = math.sqrt(2) * torch.erfinv(torch.tensor(1 - config.density, dtype=x_BTD.dtype))
+        tail = config.density + cut * torch.exp(-cut**2 / 2) * math.sqrt(2 / math.pi)
+        graph = torch.where(graph.abs() > cut, graph / torch.sqrt(len(graph) * tail), 0.0)
+    drive = x_BTD.new_zeros(*x_BTD.shape[:2], config.neurons)
+    drive[..., :config.sensory] = x_BTD @ w["sense.weight"].T
+    h = torch.zeros_like(drive)
+    for _ in range(config.steps):
+        h = (h @ graph.T + drive).clamp(min=0)
+    return h[..., config.neurons - config.outputs:] @ w["read.weight"].T
 
 
 def _rational(x, numerator, denominator):
@@ -187,6 +205,7 @@ def _head_networks(w, y_BHP):
 REFERENCES = {
     "AdapterMLP": _adapters,
     "DynamicMoE": per_token(_dynamic_experts),
+    "FixedGraph": _fixed_graph,
     "GRKAN": _group_rational,
     "MemoryLayers": _memory_layers,
     "MoHD": per_token(_hidden_mixture),

@@ -19,7 +19,8 @@ torch.set_num_threads(1)
 SHAPES = [(2, 1), (1, 63), (1, 100)]
 CHANNELS = [bp.DynamicMoE(experts=4, ratio=1), bp.MoHD(groups=4, ratio=1), bp.GRKAN(ratio=1, groups=4),
             bp.MemoryLayers(bits=4), bp.Pattention(ratio=1), bp.AdapterMLP(ratio=1),
-            bp.MLP(1, activation="poly_relu"), bp.MLP(1, activation="poly_norm"), bp.MLP(1, activation="relu", top_k=3)]
+            bp.FixedGraph(neurons=20, sensory=8, outputs=8, density=0.3), bp.MLP(1, activation="poly_relu"),
+            bp.MLP(1, activation="poly_norm"), bp.MLP(1, activation="relu", top_k=3)]
 
 
 def tokens(width, shape=(2, 9), seed=1, dtype=torch.float64):
@@ -318,6 +319,33 @@ def test_a_sure_gate_uses_one_adapter():
     torch.testing.assert_close(module(x), wanted)
 
 
+# -- fixed graphs ------------------------------------------------------------------------------------------------------
+
+def test_one_step_over_shared_neurons_is_a_feed_forward_layer():
+    module, x = built(bp.FixedGraph(neurons=16, sensory=16, outputs=16, steps=1), 16, dtype=torch.float64), tokens(16)
+    plain = bp.MLP(1, "relu").build(16).double()
+    plain.up.weight.data, plain.down.weight.data = module.sense.weight.data, module.read.weight.data
+    torch.testing.assert_close(module(x), plain(x))
+
+
+def test_a_graph_is_as_dense_as_it_says_and_keeps_the_power_of_what_it_passes_on():
+    config = bp.FixedGraph(neurons=600, sensory=10, outputs=10, density=0.02)
+    module = built(config, 16)
+    kept = module.graph.abs() > module.threshold
+    assert kept.float().mean().item() == pytest.approx(0.02, rel=0.05)
+    assert (module.scale * module.graph * kept).square().sum(1).mean().item() == pytest.approx(1, rel=0.05)
+
+
+def test_a_connectome_is_taken_as_it_is_and_never_trained():
+    module = built(bp.FixedGraph(neurons=3, sensory=1, outputs=1, steps=3, density=1, scale=1), 16, dtype=torch.float64)
+    chain = torch.tensor([[0.0, 0, 0], [0.25, 0, 0], [0, 3.0, 0]], dtype=torch.float64)
+    module.graph.data = chain
+    x = tokens(16)
+    module(x).sum().backward()
+    torch.testing.assert_close(module(x), 0.75 * F.relu(module.sense(x)) @ module.read.weight.T)
+    assert module.graph.grad is None and torch.equal(module.graph, chain)
+
+
 # -- all -----------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("config", "text"), [
@@ -336,6 +364,9 @@ def test_a_sure_gate_uses_one_adapter():
     (bp.MemoryLayerMixer(bits=3), "bits must divide width at body.channel: got 3 and 16; use 2 or 4"),
     (bp.MemoryLayerMixer(heads=1, head_dim=2, bits=4), "bits must divide heads * head_dim at body.channel: got 4 and 2"),
     (bp.MemoryLayerMixer(bits=4, temperature=-1), "temperature must be a positive number at body.channel: got -1"),
+    (bp.FixedGraph(neurons=5, sensory=9), "sensory and outputs must not exceed neurons at body.channel: got 9 and 400 of 5"),
+    (bp.FixedGraph(scale=0), "scale must be a positive number at body.channel: got 0; use None"),
+    (bp.FixedGraph(density=0), "density must be a share above 0 at body.channel: got 0; use 1 for every pair"),
     (bp.PartialFormer(heads=3), "heads must divide width at body.channel: got 3 and 16"),
     (bp.PartialFormer(ratio=0), "ratio must be a positive number at body.channel: got 0"),
     (bp.MemoryLayers(bits=4, temperature=0), "temperature must be a positive number at body.channel: got 0"),
@@ -356,6 +387,7 @@ def test_channel_mixers_are_elastic_in_a_space():
                         bp.DynamicMoE(experts=bp.choice(2, 4), top_p=bp.choice(0.3, 0.8), ratio=1),
                         bp.MoHD(shared=bp.choice(0.25, 0.5), groups=bp.choice(2, 4), top_k=bp.choice(1, 2), ratio=1),
                         bp.GRKAN(bp.choice(1, 2), groups=bp.choice(2, 4)), bp.MemoryLayers(bits=bp.choice(2, 4)),
+                        bp.FixedGraph(bp.choice(20, 30), sensory=5, outputs=4, density=bp.choice(0.1, 1)),
                         bp.Pattention(bp.choice(1, 2)), bp.AdapterMLP(1, adapters=bp.choice(1, 2)))
     mixer = bp.choice(bp.PattentionMixer(heads=2), bp.MemoryLayerMixer(heads=2, bits=bp.choice(2, 4)),
                       bp.PartialFormer(heads=2, ratio=bp.choice(1, 2)))
@@ -366,4 +398,4 @@ def test_channel_mixers_are_elastic_in_a_space():
         architecture = space.sample(seed)
         model = net.extract(architecture)
         torch.testing.assert_close(net.subnet(architecture)(ids), model(ids), rtol=1e-5, atol=1e-5)
-        assert architecture.cost(12).parameters == sum(p.numel() for p in model.parameters())
+        assert architecture.cost(12).parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
