@@ -81,6 +81,7 @@ class DynamicMoE(Operator):
     top_p: Any = 0.4
     ratio: Any = 2
     kind: ClassVar[str] = "channel"
+    chooses: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
     causal_to_the_bit: ClassVar[bool] = False      # an expert's rows are multiplied together, later ones included
     batched: ClassVar[frozenset[str]] = frozenset({"experts"})

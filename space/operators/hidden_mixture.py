@@ -92,6 +92,7 @@ class MoHD(Operator):
     top_k: Any = 2
     ratio: Any = 3
     kind: ClassVar[str] = "channel"
+    chooses: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
     causal_to_the_bit: ClassVar[bool] = False      # the rows of a group are multiplied together, later ones included
     fixed: ClassVar[Mapping[str, str]] = {

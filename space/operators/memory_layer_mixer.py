@@ -20,9 +20,9 @@ __all__ = ["MemoryLayerMixer", "TableAttention"]
 class TableAttention(CausalAttention):
     """Causal self-attention with `TableLookup` for queries, keys, values and the output."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, window: int | None, rope_base: float, bits: int,
+    def __init__(self, width: int, heads: int, head_dim: int, rope_base: float, bits: int,
                  temperature: float):
-        super().__init__(width, heads, heads, head_dim, window, rope_base)
+        super().__init__(width, heads, heads, head_dim, rope_base=rope_base)
         self.query = TableLookup(width, bits, heads * head_dim, temperature)
         self.key = TableLookup(width, bits, heads * head_dim, temperature)
         self.value = TableLookup(width, bits, heads * head_dim, temperature)
@@ -34,7 +34,7 @@ class MemoryLayerMixer(Operator):
     """MemoryFormer's attention (Ding et al., 2024): memory layers give queries, keys, values and the output, so that only
     scores and their values are matrix products.
 
-    bits, temperature: as of `MemoryLayers`; bits must divide the width and the heads' entries. heads, head_dim, window,
+    bits, temperature: as of `MemoryLayers`; bits must divide the width and the heads' entries. heads, head_dim,
     rope_base: as of `Attention`; rotary positions are this package's, in the queries and keys that tables gave.
     """
 
@@ -42,8 +42,8 @@ class MemoryLayerMixer(Operator):
     head_dim: Any = None
     bits: Any = 8
     temperature: Any = 1.0
-    window: Any = None
     rope_base: float = 10000.0
+    chooses: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {
         "width": "channels are bits of codes", "chunks": "chunks follow one another in the width",
         "codes": "a pattern of signs", "kv_heads": "entries of heads are bits of codes",
@@ -53,7 +53,7 @@ class MemoryLayerMixer(Operator):
                                       2024, systems=("S294",))
 
     def _plain(self) -> Attention:
-        return Attention(heads=self.heads, head_dim=self.head_dim, window=self.window, rope_base=self.rope_base)
+        return Attention(heads=self.heads, head_dim=self.head_dim, rope_base=self.rope_base)
 
     def _inner(self, width: int) -> int:
         return int(self.heads * self._plain().sizes(width)[2])
@@ -77,7 +77,7 @@ class MemoryLayerMixer(Operator):
 
     def build(self, width: int) -> nn.Module:
         head_dim = self._plain().sizes(width)[2]
-        return TableAttention(width, self.heads, head_dim, self.window, self.rope_base, self.bits, self.temperature)
+        return TableAttention(width, self.heads, head_dim, self.rope_base, self.bits, self.temperature)
 
     def _read(self, width: int) -> int:
         """Multiply-adds of a token's tables: a vector per chunk, four times."""

@@ -81,6 +81,7 @@ class MemoryLayers(Operator):
     inner_bits: Any = None
     temperature: Any = 1.0
     kind: ClassVar[str] = "channel"
+    chooses: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {
         "width": "channels are bits of codes", "chunks": "chunks follow one another in the width",
         "codes": "a pattern of signs", "inner_codes": "a pattern of signs", "inner_bits": "a bit of a code"}

@@ -137,6 +137,10 @@ class MLP(Operator):
     source: ClassVar[Source] = Source("Primer: Searching for Efficient Transformers for Language Modeling", 2021,
                                       systems=("S254",), options=("S239", "S180", "S196", "S131"))
 
+    @property
+    def chooses(self) -> bool:                                                        # type: ignore[override]
+        return self.top_k is not None
+
     def check(self, width: int, where: str) -> None:
         check_ratio(self.ratio, where)
         if self.activation not in (*ACTIVATIONS, *POLYNOMIALS):

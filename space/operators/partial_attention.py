@@ -24,13 +24,13 @@ __all__ = ["PartialAttention", "PartialFormer"]
 class PartialAttention(CausalAttention):
     """Causal self-attention; what a head read goes through `down_h relu(up_h y)` before the output projection."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, hidden: int, window: int | None, rope_base: float):
-        super().__init__(width, heads, heads, head_dim, window, rope_base)
+    def __init__(self, width: int, heads: int, head_dim: int, hidden: int, rope_base: float):
+        super().__init__(width, heads, heads, head_dim, rope_base=rope_base)
         self.head_up = nn.Parameter(torch.empty(heads, hidden, head_dim))
         self.head_down = nn.Parameter(torch.empty(heads, head_dim, hidden))
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor) -> Tensor:
-        y_BTHP = attend(q_BTHP, k_BSGP, v_BSGP, self.window)
+        y_BTHP = attend(q_BTHP, k_BSGP, v_BSGP, None)
         h_BTHF = F.relu(torch.einsum("bthp,hfp->bthf", y_BTHP, self.head_up))
         return torch.einsum("bthf,hpf->bthp", h_BTHF, self.head_down)
 
@@ -41,14 +41,13 @@ class PartialFormer(Operator):
     output of every head. A block of it alone has `Identity()` for channel mixer.
 
     ratio: hidden units of a head's network over head_dim, rounded up to a multiple of 8; the paper holds that they should
-    be many. heads, head_dim, window, rope_base: as of `Attention`. Each head has matrices of its own and no gate; the
+    be many. heads, head_dim, rope_base: as of `Attention`. Each head has matrices of its own and no gate; the
     paper's gated networks, its head scaling and the attention carried across depth are not part of this.
     """
 
     heads: Any = 8
     head_dim: Any = None
     ratio: Any = 4
-    window: Any = None
     rope_base: float = 10000.0
     keeps_zero: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"half": "a rotary pair is ordered", "pairs": "a pair is a rotary frequency"}
@@ -56,7 +55,7 @@ class PartialFormer(Operator):
                                       options=("S193",))
 
     def _plain(self) -> Attention:
-        return Attention(heads=self.heads, head_dim=self.head_dim, window=self.window, rope_base=self.rope_base)
+        return Attention(heads=self.heads, head_dim=self.head_dim, rope_base=self.rope_base)
 
     def _hidden(self, width: int) -> int:
         return hidden_size(self.ratio, self._plain().sizes(width)[2])
@@ -73,7 +72,7 @@ class PartialFormer(Operator):
 
     def build(self, width: int) -> nn.Module:
         head_dim = self._plain().sizes(width)[2]
-        return PartialAttention(width, self.heads, head_dim, self._hidden(width), self.window, self.rope_base)
+        return PartialAttention(width, self.heads, head_dim, self._hidden(width), self.rope_base)
 
     def _networks(self, width: int) -> int:
         """Multiply-adds of the heads' networks for one token."""

@@ -23,9 +23,9 @@ PROJECTIONS = ("query", "key", "value", "out")
 class TokenizedAttention(CausalAttention):
     """Causal self-attention with `ParameterAttention` for queries, keys, values and the output."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, window: int | None, rope_base: float, tokens: int,
+    def __init__(self, width: int, heads: int, head_dim: int, rope_base: float, tokens: int,
                  scale: float | None):
-        super().__init__(width, heads, heads, head_dim, window, rope_base)
+        super().__init__(width, heads, heads, head_dim, rope_base=rope_base)
         self.query = ParameterAttention(width, tokens, heads * head_dim, scale)
         self.key = ParameterAttention(width, tokens, heads * head_dim, scale)
         self.value = ParameterAttention(width, tokens, heads * head_dim, scale)
@@ -38,14 +38,13 @@ class PattentionMixer(Operator):
     grow by appending parameter tokens.
 
     ratio: parameter tokens of each projection over width, rounded up to a multiple of 8; the paper has 1. scale: as of
-    `Pattention`. heads, head_dim, window, rope_base: as of `Attention`.
+    `Pattention`. heads, head_dim, rope_base: as of `Attention`.
     """
 
     heads: Any = 4
     head_dim: Any = None
     ratio: Any = 1
     scale: Any = None
-    window: Any = None
     rope_base: float = 10000.0
     keeps_zero: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"half": "a rotary pair is ordered", "pairs": "a pair is a rotary frequency"}
@@ -53,7 +52,7 @@ class PattentionMixer(Operator):
                                       systems=("S406",))
 
     def _plain(self) -> Attention:
-        return Attention(heads=self.heads, head_dim=self.head_dim, window=self.window, rope_base=self.rope_base)
+        return Attention(heads=self.heads, head_dim=self.head_dim, rope_base=self.rope_base)
 
     def check(self, width: int, where: str) -> None:
         self._plain().check(width, where)
@@ -73,7 +72,7 @@ class PattentionMixer(Operator):
 
     def build(self, width: int) -> nn.Module:
         head_dim = self._plain().sizes(width)[2]
-        return TokenizedAttention(width, self.heads, head_dim, self.window, self.rope_base,
+        return TokenizedAttention(width, self.heads, head_dim, self.rope_base,
                                   hidden_size(self.ratio, width), self.scale)
 
     def macs(self, width: int, length: int) -> float:

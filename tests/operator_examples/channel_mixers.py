@@ -21,15 +21,15 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "GRKAN": [(bp.GRKAN(ratio=2, groups=4), 24), (bp.GRKAN(ratio=1, groups=2), 16)],
     "MemoryLayers": [(bp.MemoryLayers(bits=4, inner_bits=6), 32), (bp.MemoryLayers(bits=3, temperature=0.5), 12)],
     "MemoryLayerMixer": [
-        (bp.MemoryLayerMixer(heads=4, bits=4), 32), (bp.MemoryLayerMixer(heads=2, head_dim=6, bits=3, window=5), 12),
+        (bp.MemoryLayerMixer(heads=4, bits=4), 32), (bp.MemoryLayerMixer(heads=2, head_dim=6, bits=3), 12),
         (bp.MemoryLayerMixer(heads=2, bits=4, temperature=0.5, rope_base=100.0), 16)],
     "MoHD": [(bp.MoHD(shared=0.5, groups=4, top_k=2, ratio=2), 32), (bp.MoHD(shared=0.3, groups=3, top_k=1, ratio=1), 16),
              (bp.MoHD(shared=0, groups=2, top_k=2, ratio=1), 24)],
     "PartialFormer": [
-        (bp.PartialFormer(heads=4, ratio=4), 32), (bp.PartialFormer(heads=2, head_dim=6, window=5), 24),
+        (bp.PartialFormer(heads=4, ratio=4), 32), (bp.PartialFormer(heads=2, head_dim=6), 24),
         (bp.PartialFormer(heads=2, ratio=1, rope_base=100.0), 16)],
     "Pattention": [(bp.Pattention(ratio=3), 24), (bp.Pattention(ratio=1, scale=2.5), 16)],
-    "PattentionMixer": [(bp.PattentionMixer(heads=4, ratio=2), 32), (bp.PattentionMixer(heads=2, head_dim=6, window=5), 24),
+    "PattentionMixer": [(bp.PattentionMixer(heads=4, ratio=2), 32), (bp.PattentionMixer(heads=2, head_dim=6), 24),
                         (bp.PattentionMixer(heads=2, ratio=1, scale=3.0, rope_base=100.0), 16)],
 }
 
@@ -176,9 +176,8 @@ def attention(project, network=lambda w, y_BHP: y_BHP):
         v = project(w, "value", config, x_BTD).unflatten(-1, (config.heads, head_dim))
         seen = []
         for t in range(length):
-            first = 0 if config.window is None else max(0, t + 1 - config.window)
-            scores = torch.einsum("bhp,bshp->bhs", q[:, t], k[:, first:t + 1]) / math.sqrt(head_dim)
-            read_BHP = torch.einsum("bhs,bshp->bhp", scores.softmax(-1), v[:, first:t + 1])
+            scores = torch.einsum("bhp,bshp->bhs", q[:, t], k[:, :t + 1]) / math.sqrt(head_dim)
+            read_BHP = torch.einsum("bhs,bshp->bhp", scores.softmax(-1), v[:, :t + 1])
             seen.append(network(w, read_BHP).flatten(1))
         return project(w, "out", config, torch.stack(seen, 1))
 
