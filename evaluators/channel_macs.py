@@ -42,7 +42,7 @@ def _fixed_graph(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 def _head_networks(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """Scores and values over the visible pairs, and both matrices of every head's network."""
     batch, length = inputs[0].shape[:2]
-    pairs = sum(min(i + 1, module.window or length) for i in range(length))
+    pairs = length * (length + 1) // 2
     networks = length * (module.head_up.numel() + module.head_down.numel())
     return float(batch * (2 * module.heads * module.head_dim * pairs + networks))
 
