@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..registry import Registry
-from . import attention_macs, hybrid_macs, linear_macs
+from . import attention_macs, channel_macs, hybrid_macs, linear_macs
 
 __all__ = ["functional_macs", "macs_flop_counter", "macs_thop"]
 
@@ -30,14 +30,15 @@ functional_macs: Registry[Formula] = Registry("MAC formula")
 def macs_flop_counter(module: nn.Module, *example: Tensor) -> float:
     """Multiply-adds of `module(*example)` as torch executes it, by operation.
 
-    Adds to torch's own table what it lacks: attention on a CPU, transforms, triangular solves.
+    Adds to torch's own table what it lacks: attention on a CPU, transforms, triangular solves, weighted sums of rows.
     """
     extra = {aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
              aten._scaled_dot_product_flash_attention: _raw(_attention_flops),
              aten._scaled_dot_product_efficient_attention: _raw(_biased_attention_flops),
              aten._scaled_dot_product_cudnn_attention: _raw(_biased_attention_flops),
              aten._fft_r2c: _transform_flops, aten._fft_c2r: _inverse_transform_flops,
-             aten.linalg_solve_triangular: _triangular_flops}
+             aten.linalg_solve_triangular: _triangular_flops,
+             aten._embedding_bag: _weighted_sum_flops, aten._embedding_bag_forward_only: _weighted_sum_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
         module(*example)
     return float(counter.get_total_flops()) / 2
@@ -116,6 +117,11 @@ def _triangular_flops(matrix: Any, right: Any, *_: Any, left: bool = True, **__:
     """Half of the square times every column of the right-hand side, a multiply-add each."""
     size = matrix[-1]
     return int(size * size * (math.prod(right) // size))
+
+
+def _weighted_sum_flops(table: Any, indices: Any, *_: Any, **__: Any) -> int:
+    """Every number of every row that is looked up, times its weight."""
+    return 2 * math.prod(indices) * int(table[-1])
 
 
 def _half_square(length: int, window: int | None) -> int:
@@ -283,6 +289,8 @@ def _taps(module: Any, length: int) -> int:
 
 _FORMULAS: dict[str, Formula] = {
     "CausalAttention": _attention,
+    "TokenizedAttention": _attention,
+    "TableAttention": _attention,
     "BidirectionalAttention": _all_pairs,
     "ReusingAttention": _reusing_attention,
     "MemoryAttention": _memory_attention,
@@ -310,6 +318,6 @@ _FORMULAS: dict[str, Formula] = {
     "TiedLogits": _logits,
     "LowRank": _low_rank,
 }
-for _name, _formula in {**_FORMULAS, **linear_macs.FORMULAS, **attention_macs.FORMULAS,
-                        **hybrid_macs.FORMULAS}.items():
+for _name, _formula in {**_FORMULAS, **linear_macs.FORMULAS, **attention_macs.FORMULAS, **hybrid_macs.FORMULAS,
+                        **channel_macs.FORMULAS}.items():
     functional_macs.register(_name, _formula)

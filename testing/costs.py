@@ -77,12 +77,13 @@ def _check_pass(config: Operator, width: int, length: Length) -> None:
 
 
 def count_macs(call: Callable[[Tensor], Any], x_BTD: Tensor) -> float:
-    """Multiply-adds that torch's counter sees, plus triangular solves, and transforms at 2.5 n log2 n operations per
-    real transform of n numbers. Fused attention counts as the products it stands for."""
+    """Multiply-adds that torch's counter sees, plus triangular solves, weighted sums of rows of a table, and transforms at
+    2.5 n log2 n operations per real transform of n numbers. Fused attention counts as the products it stands for."""
     aten = torch.ops.aten
     also = {aten._fft_r2c: lambda x, dim, *_, **__: _transform(x, dim), aten._fft_c2r: _inverse_transform,
             aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-            aten.linalg_solve_triangular: lambda a, b, *_, **__: math.prod(b) * a[-1]}
+            aten.linalg_solve_triangular: lambda a, b, *_, **__: math.prod(b) * a[-1],
+            aten._embedding_bag: _weighted_rows, aten._embedding_bag_forward_only: _weighted_rows}
     with FlopCounterMode(display=False, custom_mapping=also) as counter:
         call(x_BTD)
     return float(counter.get_total_flops() / 2)
@@ -100,3 +101,7 @@ def _transform(shape: Sequence[int], dim: Sequence[int]) -> float:
 
 def _inverse_transform(x: Sequence[int], dim: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> float:
     return _transform(out_shape, dim)
+
+
+def _weighted_rows(table: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(indices) * table[-1]

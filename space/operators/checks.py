@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-__all__ = ["is_whole", "require_divisor", "require_whole"]
+__all__ = ["is_whole", "require_divisor", "require_positive", "require_whole"]
 
 
 def is_whole(value: Any, low: int = 1) -> bool:
@@ -17,6 +18,13 @@ def require_whole(name: str, value: Any, where: str, low: int = 1, instead: str 
     if not is_whole(value, low):
         hint = f"; {instead}" if instead else ""
         raise ValueError(f"{name} must be a whole number of at least {low} at {where}: got {value!r}{hint}")
+
+
+def require_positive(name: str, value: Any, where: str, instead: str = "") -> None:
+    """Raise ValueError unless `value` is a finite number above 0; `instead` says what to write."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        hint = f"; {instead}" if instead else ""
+        raise ValueError(f"{name} must be a positive number at {where}: got {value!r}{hint}")
 
 
 def require_divisor(name: str, value: int, whole_name: str, whole: int, where: str) -> None:

@@ -82,7 +82,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                (bp.SwiGLU(1, sub_norm=True), 16)],
     "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24),
             (bp.MLP(1, activation="abs", sub_norm=True), 24),
-            (bp.MLP(2, activation="relu"), 8)],
+            (bp.MLP(2, activation="relu", top_k=5), 8), (bp.MLP(2, activation="poly_relu"), 16),
+            (bp.MLP(1, activation="poly_norm", order=2, top_k=7), 24)],
     "Identity": [(bp.Identity(), 32)],
     "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16), (bp.RMSNorm(gain=False), 24)],
     "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
@@ -99,6 +100,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
+    "MLP": {"constant": "a polynomial has one constant term"},
     "Hyena": {"time": "one positional feature is the distance itself"},
     "Custom": {"copies1": "Doubled packs two copies", "copies0": "Doubled packs two copies"},
 }
