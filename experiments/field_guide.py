@@ -49,18 +49,19 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Trial:
-    """One task of the guide: what it asks, and the error that an operator has to stay below, chosen between what the
-    frame alone reaches and what attention does."""
+    """One task of the guide: what it asks, the error that an operator has to stay below, chosen between what the frame
+    alone reaches and what attention does, and how many steps it has for it."""
 
     asks: str
     beats: float
     make: Callable[[], Task]
     grid: bool = False
+    steps: int = STEPS
 
 
 TRIALS: dict[str, Trial] = {
     "recall": Trial("the values of 4 keys among 32 tokens; to know which values there were gives 75", 50.0,
-                    lambda: tasks.mqar(pairs=4, length=32, vocab=64, batch=BATCH)),
+                    lambda: tasks.mqar(pairs=4, length=32, vocab=64, batch=BATCH), steps=2 * STEPS),
     "copying": Trial("4 tokens among 23 blanks, in order; chance is 83", 50.0,
                      lambda: tasks.selective_copying(tokens=4, length=32, vocab=8, batch=BATCH)),
     "order": Trial("the product of up to 8 permutations of 3 things after every one; chance is 83", 55.0,
@@ -113,10 +114,11 @@ def subjects() -> dict[str, Operator | None]:
 class Guide:
     """One guide in its folder. `run` does what is missing, cheap answers first.
 
-    An answer counts as long as the operator's config and the task are what they are now.
+    An answer counts as long as the operator's config, the task and the steps are what they are now. steps: of every
+    training; default what each task says.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str] = (), steps: int = STEPS, command: str = ""):
+    def __init__(self, folder: Path, names: Sequence[str] = (), steps: int | None = None, command: str = ""):
         known = subjects()
         for name in names:
             if name not in known:
@@ -145,7 +147,10 @@ class Guide:
         """What an answer depends on."""
         if what not in TRIALS:
             return str(_timed(self.chosen[name]))
-        return f"{self.chosen[name]} {_task(what).fingerprint} {self.steps}"
+        return f"{self.chosen[name]} {_task(what).fingerprint} {self._steps(what)}"
+
+    def _steps(self, what: str) -> int:
+        return TRIALS[what].steps if self.steps is None else self.steps
 
     def run(self, minutes: float | None = None, say: Callable[[str], None] = print) -> None:
         """Answer what is missing until the minutes are over; an answer that was begun is finished."""
@@ -173,7 +178,7 @@ class Guide:
         """The best of the learning rates, tried until one is good enough."""
         tried = []
         for lr in RATES:
-            tried.append(trained_error(config, _task(what), self.steps, lr))
+            tried.append(trained_error(config, _task(what), self._steps(what), lr))
             if tried[-1].error < TRIALS[what].beats or config is None:
                 break
         best = min(tried, key=lambda trained: trained.error if trained.error == trained.error else float("inf"))

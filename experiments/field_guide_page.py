@@ -10,7 +10,7 @@ from typing import Any
 from ..ops import Row, rows
 from .fidelity_page import BEGIN, END
 from .fidelity_work import Record
-from .field_guide import BATCH, FRAME, RATES, SPEEDS, STEPS, TRIALS, WIDTH
+from .field_guide import BATCH, FRAME, RATES, SPEEDS, TRIALS, WIDTH
 
 __all__ = ["tables", "write_page"]
 
@@ -56,15 +56,15 @@ def tables(record: Record) -> str:
 def _about(record: Record) -> Iterator[str]:
     run = record.last("run") or {}
     machine = run.get("machine", {})
-    yield (f"Two layers of each operator at width {WIDTH}, {STEPS} steps of {BATCH} examples with AdamW, seed 0, at a "
+    yield (f"Two layers of each operator at width {WIDTH}, batches of {BATCH} with AdamW, seed 0, at a "
            f"learning rate of {RATES[0]:g}, and of {RATES[1]:g} where that falls short. {machine.get('name', '')}, "
            f"one thread, torch {machine.get('torch', '')}, {run.get('date', '')}. Last command: `{run.get('command', '')}`.")
 
 
 def _asked() -> Iterator[str]:
-    yield from ("| task | asks for | error below |", "|---|---|---:|")
+    yield from ("| task | asks for | steps | error below |", "|---|---|---:|---:|")
     for name, trial in TRIALS.items():
-        yield f"| {name} | {trial.asks} | {trial.beats:g} % |"
+        yield f"| {name} | {trial.asks} | {trial.steps} | {trial.beats:g} % |"
 
 
 def _table(found: list[Row], answers: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:

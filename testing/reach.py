@@ -59,10 +59,10 @@ def reach_by_gradient(config: Operator, width: int, length: int = TOKENS, source
 
 def pattern_of(config: Operator, width: int) -> str | None:
     """The attention pattern a mixer is seen to have: "causal self" and so on; None where outputs see their own token
-    alone, which is every pattern at once."""
+    alone, which is every pattern at once. On a grid, which has no past, whoever is not causal is noncausal."""
     source = "memory" if config.cross else 0
     found = reach_by_change(config, width, source=source)
-    if bool(found.triu(1).any()):
+    if bool(found.triu(1).any()) or (config.spatial and not config.causal and bool(found.tril(-1).any())):
         return "noncausal cross" if config.cross else "noncausal self"
     if not bool(found.tril(-1).any()):
         return None

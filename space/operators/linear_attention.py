@@ -191,5 +191,6 @@ class Based(_Linear):
     key_dim: Any = 16
     head_dim: Any = None
     feature: ClassVar[str] = "taylor"                                                 # type: ignore[misc]
+    patterns: ClassVar[tuple[str, ...]] = ("causal self",)
     source: ClassVar[Source] = Source("Simple linear attention language models balance the recall-throughput tradeoff", 2024,
                                       systems=("S322",))

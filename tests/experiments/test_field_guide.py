@@ -122,4 +122,4 @@ def kept_answers():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "what"), kept_answers())
 def test_what_the_page_says_an_operator_learns_it_learns(name, what):
-    check_trains(subjects()[name], TRIALS[what].make(), TRIALS[what].beats)
+    check_trains(subjects()[name], TRIALS[what].make(), TRIALS[what].beats, TRIALS[what].steps)
