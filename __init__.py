@@ -44,7 +44,6 @@ _HOMES = {
     "DeepNorm DeepScale NormScaling DepthScale": ".space.macros.residual_depth",
     "Conditioned": ".space.macros.conditioned",
     "ClassAttention": ".space.macros.class_attention",
-    "StreamNorm": ".space.macros.stream_norm",
     "DenseGroup": ".space.macros.dense_group",
     "Operator Source": ".space.operator",
     "Custom": ".space.operators.custom",

@@ -67,8 +67,8 @@ class FeedForward(nn.Module):
 class MLP(Operator):
     """Feed-forward sublayer (Vaswani et al., 2017). hidden = ratio * width, rounded up to a multiple of 8.
 
-    activation: "gelu", "silu", "relu", "squared_relu", the edit that Primer's search found (So et al., 2021), or "abs", which makes
-    features the most diverse in depth (Tensor Programs VI, Yang et al., 2023). sub_norm: a layer norm before the last matrix
+    activation: "gelu", "silu", "relu", "squared_relu", the edit that Primer's search found (So et al., 2021), or "abs", which
+    makes features the most diverse in depth (Tensor Programs VI, Yang et al., 2023). sub_norm: a layer norm before the last matrix
     (Foundation Transformers, Wang et al., 2022).
     """
 
