@@ -68,8 +68,8 @@ class MLP(Operator):
     """Feed-forward sublayer (Vaswani et al., 2017). hidden = ratio * width, rounded up to a multiple of 8.
 
     activation: "gelu", "silu", "relu", "squared_relu", the edit that Primer's search found (So et al., 2021), or "abs", which
-    makes features the most diverse in depth (Tensor Programs VI, Yang et al., 2023). sub_norm: a layer norm before the last matrix
-    (Foundation Transformers, Wang et al., 2022).
+    makes features the most diverse in depth (Tensor Programs VI, Yang et al., 2023). sub_norm: a layer norm before the last
+    matrix (Foundation Transformers, Wang et al., 2022).
     """
 
     ratio: Any = 4
