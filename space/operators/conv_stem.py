@@ -77,6 +77,7 @@ class ConvStem(Operator):
     activation: Any = "gelu"
     last: Any = False
     kind: ClassVar[str] = "embedding"
+    grid: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
