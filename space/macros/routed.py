@@ -135,11 +135,11 @@ class Routed(Macro):
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
-        return self.choose == "threshold" and super().causal
+        return bool(self.choose == "threshold" and super().causal)
 
     @property
     def streaming(self) -> bool:                                                     # type: ignore[override]
-        return self.choose == "threshold" and super().streaming
+        return bool(self.choose == "threshold" and super().streaming)
 
     def axes(self, width: int) -> dict[str, Param]:
         return {"router.weight": param(axis("score", 1), axis("width", width))}
