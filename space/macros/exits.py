@@ -32,7 +32,7 @@ class ExitLayers(nn.Module):
     leave: None, the whole depth; a number, at that exit; "token" or "sequence", each by its own halting score.
     """
 
-    def __init__(self, layers: list[nn.Module], adapters: list[nn.Module], depths: tuple[int, ...], leave: int | str | None,
+    def __init__(self, layers: list[nn.Module], adapters: list[nn.Module], depths: tuple[int, ...], leave: Any,
                  width: int):
         super().__init__()
         self.layers, self.adapters = nn.ModuleList(layers), nn.ModuleList(adapters)
@@ -52,7 +52,8 @@ class ExitLayers(nn.Module):
 
     def every(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """What every exit gives, and last the whole depth, all of one run; and the halting scores of the exits."""
-        found, scores = [], []
+        found: list[Tensor] = []
+        scores: list[Tensor] = []
         for index, layer in enumerate(self.layers, 1):
             x = as_sequence(layer, x, True)
             for number, depth in enumerate(self.depths):
@@ -162,11 +163,11 @@ class EarlyExit(Macro):
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
-        return self.leave != "sequence" and super().causal
+        return bool(self.leave != "sequence" and super().causal)
 
     @property
     def streaming(self) -> bool:                                                     # type: ignore[override]
-        return self.leave != "sequence" and super().streaming
+        return bool(self.leave != "sequence" and super().streaming)
 
     def depths(self) -> tuple[int, ...]:
         """The exits, counted in the layers that are there."""
@@ -178,6 +179,7 @@ class EarlyExit(Macro):
         return {"halt": param(e, d, init="zeros"), "halt_bias": param(e, init=Init("constant", low=-1.0))}
 
     def decides(self) -> bool:
+        """Whether the stream itself says where it leaves."""
         return self.leave in ("token", "sequence")
 
     def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]

@@ -49,11 +49,11 @@ class Looped(Macro):
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
-        return super().causal and getattr(self.recursion, "causal", True)
+        return bool(super().causal and getattr(self.recursion, "causal", True))
 
     @property
     def streaming(self) -> bool:                                                     # type: ignore[override]
-        return super().streaming and getattr(self.recursion, "streaming", True)
+        return bool(super().streaming and getattr(self.recursion, "streaming", True))
 
     def around(self) -> Recursion | None:
         """The recursion of the layers that are there, where it has a module of its own."""

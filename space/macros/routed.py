@@ -54,7 +54,8 @@ class RoutedLayers(nn.Module):
                 return x
         else:
             places_BK = picked(score_BT, count_of(self.capacity, x_BTD.shape[1]))
-        before_BKD = y_BKD = gathered(x_BTD, places_BK)
+        before_BKD = gathered(x_BTD, places_BK)
+        y_BKD = before_BKD
         for layer in self.layers:
             y_BKD = as_sequence(layer, y_BKD, True)
         y_BKD = self.weighed(before_BKD, y_BKD, score_BT.gather(1, places_BK))
@@ -135,11 +136,11 @@ class Routed(Macro):
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
-        return self.choose == "threshold" and super().causal
+        return bool(self.choose == "threshold" and super().causal)
 
     @property
     def streaming(self) -> bool:                                                     # type: ignore[override]
-        return self.choose == "threshold" and super().streaming
+        return bool(self.choose == "threshold" and super().streaming)
 
     def axes(self, width: int) -> dict[str, Param]:
         return {"router.weight": param(axis("score", 1), axis("width", width))}

@@ -32,7 +32,8 @@ class RoutedRounds(nn.Module):
             score_BK = F.linear(gathered(x_BTD, places_BK), self.pass_router[iteration:iteration + 1]).squeeze(-1)
             chosen_BK = picked(score_BK, min(score_BK.shape[1], count_of(share, x_BTD.shape[1])))
             places_BK = places_BK.gather(1, chosen_BK)
-            before_BKD = y_BKD = gathered(x_BTD, places_BK)
+            before_BKD = gathered(x_BTD, places_BK)
+            y_BKD = before_BKD
             for layer in self.layers:
                 y_BKD = as_sequence(layer, y_BKD, True)
             y_BKD = self.weighed(before_BKD, y_BKD, score_BK.gather(1, chosen_BK))
