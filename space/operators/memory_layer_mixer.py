@@ -10,7 +10,8 @@ from torch import nn
 
 from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source
-from .attention import Attention, CausalAttention
+from .attention import Attention
+from .causal_attention import CausalAttention
 from .checks import require_divisor, require_positive
 from .memory_layers import TableLookup, check_bits
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source
-from .attention import Attention, CausalAttention, attend
+from .attention import Attention
+from .causal_attention import CausalAttention, attend
 from .mlp import check_ratio, hidden_size
 
 __all__ = ["PartialAttention", "PartialFormer"]

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..axes import Param, axis, param
 from ..operator import Operator, Source
-from .attention import Attention, CausalAttention
+from .attention import Attention
+from .causal_attention import CausalAttention
 from .checks import require_positive
 from .mlp import check_ratio, hidden_size
 from .pattention import ParameterAttention
