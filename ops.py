@@ -45,9 +45,9 @@ class Row:
 def rows() -> list[Row]:
     """Every registered operator by class and name, then every macro."""
     load_operators()
-    order = ("mixer", "channel", "norm", "embedding", "head", "identity", "macro")
+    order = ("mixer", "channel", "norm", "residual", "embedding", "head", "identity", "macro")
     found = [_row(name, registry.get(name)) for registry in (operators, macros) for name in registry.names()]
-    return sorted(found, key=lambda row: (order.index(row.kind), row.name))
+    return sorted(found, key=lambda row: (order.index(row.kind) if row.kind in order else len(order), row.kind, row.name))
 
 
 def _row(name: str, kind: type[Operator]) -> Row:
