@@ -45,7 +45,7 @@ def tables(record: Record) -> str:
     """All tables in Markdown, as far as the study has come. Raises ValueError before three candidates are trained."""
     numbers = Numbers(record)
     return "\n".join([*_about(record), "", *_spread(numbers), "", *_ranking(numbers), "", *_ahead(numbers), "",
-                      *_same_split(numbers), "", *_longer(numbers),
+                      *_same_split(numbers), "", *_longer(numbers), *_effects(numbers),
                       *_verdict(numbers), *_failures(record), ""])
 
 
@@ -209,6 +209,28 @@ def _longer(numbers: Numbers) -> list[str]:
         found = judge(values, numbers.first, numbers.bins)
         rows.append([name, str(steps), f"{steps / alone:.0%}", _shown(found, "tau"), _share(found, ceiling),
                      _shown(found["within"], "tau"), _share(found["within"], ceiling and ceiling["within"])])
+    return [*_table(head, rows), ""]
+
+
+MIXERS = ("attention", "gated delta", "Mamba-2", "short convolution", "Hyena")      # as the study's space orders them
+
+
+def _effects(numbers: Numbers) -> list[str]:
+    """What a choice is worth alone and with inherited weights, by least squares over the candidates: losses per choice."""
+    decisions = [candidate["genome"].get("decisions") for candidate in numbers.candidates]
+    truth = (numbers.first + numbers.second) / 2
+    if not all(decisions) or np.isnan(truth).any():
+        return []
+    chosen = [[made[f"body[{i}].mixer"] for i in range(made["body.times"])] for made in decisions]
+    counts = np.array([[1.0, made["recursion"], made["body.times"], made["width"], *(kinds.count(m) for m in range(1, 5))]
+                       for made, kinds in zip(decisions, chosen, strict=True)])
+    rows = []
+    for name, values in {"trained alone, both seeds": truth, **{n: numbers.scores[n] for n in numbers.strategies}}.items():
+        found, *_ = np.linalg.lstsq(counts, -values, rcond=None)
+        rest = 1 - float(np.var(-values - counts @ found) / np.var(values))
+        rows.append([name, *(f"{effect:+.3f}" for effect in found[1:]), f"{rest:.2f}"])
+    head = [f"{UNIT} per choice", "run twice", "one more layer", "wider",
+            *(f"{mixer} for attention" for mixer in MIXERS[1:]), "variance explained"]
     return [*_table(head, rows), ""]
 
 
