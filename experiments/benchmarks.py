@@ -33,7 +33,7 @@ def main() -> None:
 def _run(module: str, *arguments: str, **variables: str) -> tuple[str, list[Any]]:
     """The command as a person types it, and the JSON it prints: one document, or one a line."""
     command = [sys.executable, "-m", f"bodyplan.experiments.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, 
+    done = subprocess.run(command, capture_output=True, text=True, check=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **variables})
     try:
         found = [json.loads(done.stdout)]
@@ -64,9 +64,9 @@ def _candidate() -> str:
 
 
 _KEPT = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-_WHY = ("What is above one is copies into fresh memory: pieces are taken into a new tensor, their gradient is put into zeros of "
-        "the stored size, and large tensors come from pages that the system clears at every step. It weighs most where few "
-        "tokens use a weight, as those of experts. Where glibc keeps freed memory, MoE at width 256 of 512 has")
+_WHY = ("What is above one is copies into fresh memory: pieces are taken into a new tensor, their gradient is put into zeros "
+        "of the stored size, and large tensors come from pages that the system clears at every step. It weighs most where "
+        "few tokens use a weight, as those of experts. Where glibc keeps freed memory, MoE at width 256 of 512 has")
 
 
 def _slicing(seconds: float) -> str:
