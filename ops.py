@@ -45,7 +45,7 @@ class Row:
 def rows() -> list[Row]:
     """Every registered operator by class and name, then every macro."""
     load_operators()
-    order = ("mixer", "channel", "norm", "residual", "embedding", "head", "identity", "macro")
+    order = ("mixer", "channel", "norm", "residual", "embedding", "head", "identity", "wrapper", "macro")
     found = [_row(name, registry.get(name)) for registry in (operators, macros) for name in registry.names()]
     return sorted(found, key=lambda row: (order.index(row.kind) if row.kind in order else len(order), row.kind, row.name))
 
@@ -54,7 +54,8 @@ def _row(name: str, kind: type[Operator]) -> Row:
     source: Source = kind.source
     made = next(reference_configs(kind), None)
     grows = made is not None and kind.kind in ("mixer", "channel")
-    return Row(name, kind.kind, patterns_of(kind), complexity_of(*made) if grows and made else "",
+    of = kind.kind if isinstance(kind.kind, str) else "wrapper"          # whose kind is that of what it holds
+    return Row(name, of, patterns_of(kind), complexity_of(*made) if grows and made else "",
                state_growth_of(*made) if grows and made else "", source.paper, source.year,
                (*source.systems, *source.options))
 

@@ -52,5 +52,5 @@ FORMULAS = {
     "HiddenMixture": _hidden_mixture,
     "FixedGraphNetwork": _fixed_graph,
     "TableLookup": _table,
-    "PartialAttention": _head_networks,
+    "HeadNetworks": _head_networks,
 }

@@ -1,6 +1,7 @@
 """Networks to look at: a text for terminals, an SVG for pages, and the difference of two.
 
-All three show plain numbers. Fields at None are left out, and floats and booleans at their default.
+All three show plain numbers. Fields at None are left out, and floats, booleans and what an operator calls its
+options at their default.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ def _numbers(operator: Any) -> str:
         if field.name in getattr(operator, "holds", ()):
             continue
         value = getattr(operator, field.name)
-        is_expected = isinstance(value, (bool, float)) and value == field.default
+        is_option = isinstance(value, (bool, float)) or field.name in getattr(operator, "options", ())
+        is_expected = is_option and value == field.default
         if field.compare and value is not None and not is_expected:
             shown.append(f"{field.name}={_plain(value)}")
     return ", ".join(shown)

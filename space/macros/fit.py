@@ -121,6 +121,7 @@ class FIT(Macro):
     shifted: Any = True
     holds: ClassVar[tuple[str, ...]] = ("local", "overall")
     streams: ClassVar[tuple[str, ...]] = ("local", "overall")
+    proof: ClassVar[str] = "tests/space/test_fit.py"
     source: ClassVar[Source] = Source("FIT: Far-reaching Interleaved Transformers", 2023, systems=("S019",))
 
     @property

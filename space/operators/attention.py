@@ -88,6 +88,7 @@ class Attention(Operator):
     symmetric: Any = False
     shaped: Any = None
     weights: Any = "softmax"
+    options: ClassVar[tuple[str, ...]] = ("position", "reach", "buckets", "position_hidden", "persistent", "weights")
     source: ClassVar[Source] = Source(
         "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
         systems=("S228", "S229", "S230", "S243", "S393"), options=("S062", "S152", "S196", "S202", "S239", "S334"))

@@ -108,6 +108,8 @@ class Custom(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         return dict(_declared(self.factory, width))
 
+    counts_by_running: ClassVar[bool] = True
+
     def build(self, width: int) -> nn.Module:
         return self.factory(width)                                                    # type: ignore[no-any-return]
 

@@ -66,7 +66,7 @@ class GhostBranch(nn.Module):
         if self.weigh is not None:
             h_BHWE = self.weigh(h_BHWE)
         y_BHWD: Tensor = self.project(h_BHWE)
-        return y_BHWD[:, :, 0] if x.ndim == 3 else y_BHWD
+        return y_BHWD.reshape(*x.shape[:-1], y_BHWD.shape[-1])
 
 
 def in_fours(size: float) -> int:

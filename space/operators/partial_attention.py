@@ -19,10 +19,10 @@ from .attention import Attention
 from .causal_attention import CausalAttention, attend
 from .mlp import check_ratio, hidden_size
 
-__all__ = ["PartialAttention", "PartialFormer"]
+__all__ = ["HeadNetworks", "PartialFormer"]
 
 
-class PartialAttention(CausalAttention):
+class HeadNetworks(CausalAttention):
     """Causal self-attention; what a head read goes through `down_h relu(up_h y)` before the output projection."""
 
     def __init__(self, width: int, heads: int, head_dim: int, hidden: int, rope_base: float):
@@ -73,7 +73,7 @@ class PartialFormer(Operator):
 
     def build(self, width: int) -> nn.Module:
         head_dim = self._plain().sizes(width)[2]
-        return PartialAttention(width, self.heads, head_dim, self._hidden(width), self.rope_base)
+        return HeadNetworks(width, self.heads, head_dim, self._hidden(width), self.rope_base)
 
     def _networks(self, width: int) -> int:
         """Multiply-adds of the heads' networks for one token."""

@@ -8,6 +8,7 @@ from bodyplan.space.operator import operators
 from bodyplan.space.operators.grouped_conv import GroupedConv
 from bodyplan.space.operators.low_rank import LowRankMLP
 from bodyplan.space.operators.moe import MoE
+from operator_examples import EXAMPLES
 from torch import nn
 from torch.nn import functional as F
 
@@ -129,10 +130,11 @@ def test_the_declaration_is_what_is_counted(name, length):
     assert CASES[name].macs(WIDTH, length) == pytest.approx(macs_thop(module, x), rel=1e-9)
 
 
-def test_every_mixer_and_channel_has_a_case():
+def test_every_mixer_and_channel_is_counted_a_second_time():
+    """By thop and torch's counter here, or by the latter in the contract."""
     ours = {name for name in operators.names() if operators.get(name).__module__.startswith("bodyplan.")
             and operators.get(name).kind in ("mixer", "channel")}
-    assert ours - {"Custom", "Identity", "CrossAttention"} <= {type(operator).__name__ for operator in CASES.values()}
+    assert ours - {"Custom", "Identity"} <= {type(operator).__name__ for operator in CASES.values()} | set(EXAMPLES)
 
 
 @pytest.mark.parametrize(("first", "second", "narrow"), [
