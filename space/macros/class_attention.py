@@ -83,6 +83,7 @@ class ClassAttention(Macro):
     init: Any = 1e-5
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k class_token"
     source: ClassVar[Source] = Source("Going deeper with Image Transformers", 2021, systems=("S175",))
 
     def check(self, width: int, where: str) -> None:

@@ -82,6 +82,7 @@ class DenseGroup(Macro):
     streams: ClassVar[tuple[str, ...]] = ("layers",)
     vanishes: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"width": "a wider stream of a dense group begins with the narrower one"}
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k dense_group"
     source: ClassVar[Source] = Source("DRCT: Saving Image Super-resolution away from Information Bottleneck", 2024,
                                       systems=("S222",))
 

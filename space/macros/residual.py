@@ -57,6 +57,7 @@ class DenseAverage(Residual):
 
     dilation: Any = 1
     period: Any = 1
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k dilated_average"
     source: ClassVar[Source] = Source("DenseFormer: Enhancing Information Flow in Transformers via Depth Weighted "
                                       "Averaging", 2024, systems=("S071",))
 
@@ -252,6 +253,7 @@ class PersistentSelection(Residual):
 
     dense: Any = 2
     again: Any = ()
+    proof: ClassVar[str] = "tests/space/operators/test_sparse_attention.py -k chosen"
     source: ClassVar[Source] = Source("TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention",
                                       2024, systems=("S341",))
 

@@ -35,6 +35,7 @@ class NormScaling(Residual):
     """LayerNorm Scaling of The Curse of Depth in Large Language Models (Sun et al., 2025): what the sublayers of block l
     read, after the norm, is divided by sqrt(l)."""
 
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k norm_scaling"
     source: ClassVar[Source] = Source("The Curse of Depth in Large Language Models", 2025, systems=("S076",))
 
     def rewritten(self, items: list[Any], width: int) -> list[Any]:
@@ -52,6 +53,7 @@ class DeepNorm(Residual):
 
     encoder_layers: Any = None
     decoder_layers: Any = None
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k deep_norm"
     source: ClassVar[Source] = Source("DeepNet: Scaling Transformers to 1,000 Layers", 2022, systems=("S177",))
 
     def check(self, where: str) -> None:
@@ -88,6 +90,7 @@ class DeepScale(Residual):
     """
 
     k: Any = 2.0
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k deep_scale"
     source: ClassVar[Source] = Source("Transformers Get Stable: An End-to-End Signal Propagation Theory for Language Models",
                                       2024, systems=("S158",))
 

@@ -80,6 +80,7 @@ class GroupFusion(Residual):
     """
 
     groups: Any = 3
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k fused"
     source: ClassVar[Source] = Source("GTrans: Grouping and Fusing Transformer Layers for Neural Machine Translation", 2022,
                                       systems=("S223",))
 

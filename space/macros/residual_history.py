@@ -65,6 +65,7 @@ class DeepCrossAttention(Residual):
     """
 
     keep_last: Any = None
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k deep_cross_attention"
     source: ClassVar[Source] = Source("DeepCrossAttention: Supercharging Transformer Residual Connections", 2025,
                                       options=("S087",))
 
@@ -137,6 +138,7 @@ class PathEnsemble(Residual):
     """
 
     per_channel: Any = True
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k ensemble"
     source: ClassVar[Source] = Source("Revisiting Vision Transformer from the View of Path Ensemble", 2023, systems=("S303",))
 
     def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:

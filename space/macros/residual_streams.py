@@ -62,6 +62,7 @@ class DualStream(Residual):
 
     mixer_reads: Any = "both"
     channel_reads: Any = "token"
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k dual_streams"
     source: ClassVar[Source] = Source("The Dual-Stream Transformer: Channelized Architecture for Interpretable Language "
                                       "Modeling", 2026, options=("S024",))
 

@@ -39,6 +39,7 @@ class StreamNorm(Macro):
 
     norm: Any = field(default_factory=RMSNorm)
     holds: ClassVar[tuple[str, ...]] = ("norm",)
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k norm_in_the_stream"
     source: ClassVar[Source] = Source("Peri-LN: Revisiting Layer Normalization in the Transformer Architecture", 2025,
                                       systems=("S072",))
 

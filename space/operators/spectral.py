@@ -6,7 +6,7 @@ Legend: B batch, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from ..axes import Param, axis, param
 from ..operator import Operator, Source
+from .attention import Attention
 from .checks import require_whole
 
 __all__ = ["Spectral", "SpectralOperator", "SpectralStepping", "spectral_norm"]
@@ -87,7 +88,7 @@ class Spectral(Operator):
     into its matrices. Costs are those of the operator: `norm_macs` says what the iterations add to a pass.
     """
 
-    op: Any
+    op: Any = field(default_factory=Attention)
     iterations: Any = 8
     source: ClassVar[Source] = Source("Stabilizing Transformer Training by Preventing Attention Entropy Collapse", 2023,
                                       systems=("S265",))
