@@ -73,6 +73,7 @@ class MixtureOfHeads(Operator):
     bidirectional: Any = False
     rotary: Any = True
     keeps_zero: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     source: ClassVar[Source] = Source("MoH: Multi-Head Attention as Mixture-of-Head Attention", 2024, systems=("S379",))
 
     @property
