@@ -113,7 +113,8 @@ def _fields_text(kind: type[Operator]) -> str:
 def meanings(kind: type[Operator]) -> dict[str, str]:
     """What the docstring says of each field: the text behind "field: ", else the sentence that names it in backticks."""
     names = [f.name for f in fields(kind)]                                            # type: ignore[arg-type]
-    either, found = "|".join(map(re.escape, names)), {}
+    either = "|".join(map(re.escape, names))
+    found: dict[str, str] = {}
     paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(kind) or "").split("\n\n")]
     for text in paragraphs if names else ():
         heads = list(re.finditer(rf"(?<![\w.`])((?:{either})(?:, (?:{either}))*): ", text))

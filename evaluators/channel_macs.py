@@ -18,7 +18,7 @@ def _threshold_experts(module: Any, inputs: tuple[Any, ...], output: Any) -> flo
     """Three matrices of each expert that a token took; the router is a module of its own."""
     # Not by calling the router, which would be counted once more.
     probability = (inputs[0] @ module.router.weight.t()).softmax(-1)
-    return float(module.chosen(probability).sum()) * 3 * module.gate[0].numel()
+    return float(module.chosen(probability).sum()) * 3.0 * float(module.gate[0].numel())
 
 
 def _hidden_mixture(module: Any, inputs: tuple[Any, ...], output: Any) -> float:

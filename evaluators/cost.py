@@ -121,7 +121,7 @@ def _triangular_flops(matrix: Any, right: Any, *_: Any, left: bool = True, **__:
 
 def _weighted_sum_flops(table: Any, indices: Any, *_: Any, **__: Any) -> int:
     """Every number of every row that is looked up, times its weight."""
-    return 2 * math.prod(indices) * int(table[-1])
+    return int(2 * math.prod(indices) * table[-1])
 
 
 def _half_square(length: int, window: int | None) -> int:

@@ -47,8 +47,8 @@ def measured_macs(model: nn.Module, batches: Iterable[Any]) -> Measured:
     try:
         for batch in batches:
             inputs = getattr(batch, "inputs", batch)
-            is_image = inputs.is_floating_point() and architecture is not None
-            length = architecture.default_length if is_image else inputs.shape[1]
+            is_image = inputs.is_floating_point()
+            length = architecture.default_length if is_image and architecture is not None else inputs.shape[1]
             ran += macs_flop_counter(model, inputs)
             expected += 0.0 if architecture is None else len(inputs) * architecture.cost(length).macs
             tokens += len(inputs) * tokens_of(length)

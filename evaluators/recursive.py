@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def _correct(made: SequenceModel, deep: Mapping[str, Tensor], count: int, times:
             key = f"layers_{index}_" + name.replace(".", "_")
             if key not in made.lora:
                 continue
-            pair = made.lora[key]
+            pair: Any = made.lora[key]
             for t in range(times):
                 rest = deep[f"layers.{t * count + index}.{name}"] - shared
                 u, s, vh = torch.linalg.svd(rest, full_matrices=False)

@@ -37,7 +37,7 @@ from .fidelity_work import Record
 if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
 
-__all__ = ["FRAME", "TRIALS", "Guide", "Trial", "main", "subject", "subjects"]
+__all__ = ["FRAME", "RATES", "TRIALS", "WIDTH", "Guide", "Trial", "main", "subject", "subjects"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 FRAME = "(none)"                # the model without an operator: what the layers around it reach

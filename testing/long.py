@@ -23,14 +23,14 @@ SIDES = (64, 128)                       # 4,096 and 16,384 tokens, as sequences 
 SLACK = 1.3
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):                                                  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made while it is active and still alive: `peak` is the most there were at once.
 
     What a kernel uses inside itself is not seen; what a module makes between kernels is.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()                                                          # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known: set[int] = set()
 

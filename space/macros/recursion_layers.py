@@ -134,7 +134,8 @@ class NormedRounds(nn.Module):
 
     def adapted(self, iteration: int, index: int) -> dict[str, Tensor]:
         """A layer's parameters in one pass."""
-        weights = {}
+        weights: dict[str, Tensor] = {}
+        weight: Tensor
         for name, weight in self.layers[index].named_parameters():
             role = 1 if name.startswith("channel.") else 0
             if name.endswith(".norm.weight") and name.count(".") == 2:

@@ -45,7 +45,7 @@ class RoutedLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ahead and len(x) > 1:
-            return torch.cat([self(row) for row in x.split(1)])
+            return torch.cat([self(row) for row in torch.split(x, 1)])
         x_BTD = x.flatten(1, -2)
         score_BT = self.router(x_BTD).squeeze(-1)
         if self.choose == "threshold":

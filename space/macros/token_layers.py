@@ -97,7 +97,7 @@ class TokenRounds(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ahead and len(x) > 1:
-            return torch.cat([self(row) for row in x.split(1)])
+            return torch.cat([self(row) for row in torch.split(x, 1)])
         x_BTD = x.flatten(1, -2)
         last_BT, weight_BT1 = self.chosen(x_BTD)
         for iteration in range(self.times):

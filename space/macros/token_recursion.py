@@ -170,7 +170,7 @@ class SlicedLoop(Recursion):
             raise ValueError(f"ratio must be positive at {where}: got {self.ratio}")
 
     def hidden(self, width: int) -> int:
-        return max(1, round(self.ratio * width))
+        return int(max(1, round(self.ratio * width)))
 
     def axes(self, width: int, layers: int) -> dict[str, Param]:
         d, h, pair = axis("width", width), axis("between_hidden", self.hidden(width)), axis("pair", 2)

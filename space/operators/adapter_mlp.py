@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class AdaptedFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         weight_BTA = F.softmax(self.gate(x_BTD), -1)
-        h_BTAR = F.relu(self.adapter_down(x_BTD)).unflatten(-1, (weight_BTA.shape[-1], -1))
+        h_BTAR = torch.unflatten(F.relu(self.adapter_down(x_BTD)), -1, (weight_BTA.shape[-1], -1))
         # All adapters in one product: each one's rows are weighed before it.
         mixed_BTD: Tensor = self.adapter_up((h_BTAR * weight_BTA[..., None]).flatten(-2))
         y_BTD: Tensor = self.feed_forward(x_BTD) + mixed_BTD

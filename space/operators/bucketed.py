@@ -53,7 +53,8 @@ def sorted_members(q_BHTP: Tensor, k_BHTP: Tensor, v_BHTP: Tensor, bucket_BHRT: 
     y_GCNP = weights_GCNM.to(v.dtype) @ with_previous(v)
     y_BHRTP = y_GCNP.flatten(2, 3)[:, :, :length].unflatten(1, (heads, rounds))
     if rounds == 1:
-        return y_BHRTP[:, :, 0].gather(2, rank_BHRT[:, :, 0, :, None].expand_as(y_BHRTP[:, :, 0]))
+        only_BHTP: Tensor = y_BHRTP[:, :, 0].gather(2, rank_BHRT[:, :, 0, :, None].expand_as(y_BHRTP[:, :, 0]))
+        return only_BHTP
     total_BHRT = logits_GCNM.logsumexp(-1).flatten(2, 3)[:, :, :length].unflatten(1, (heads, rounds)).gather(3, rank_BHRT)
     y_BHRTP = y_BHRTP.gather(3, rank_BHRT[..., None].expand_as(y_BHRTP))
     y_BHTP: Tensor = (total_BHRT.softmax(2)[..., None].to(y_BHRTP.dtype) * y_BHRTP).sum(2)

@@ -62,7 +62,8 @@ class ThresholdExperts(nn.Module):
     def uncertainty(self, x_BTD: Tensor) -> Tensor:
         """The mean entropy of the routers' probabilities, in nats: the paper's dynamic loss."""
         probability_BTE = F.softmax(self.router(x_BTD), -1)
-        return torch.special.entr(probability_BTE).sum(-1).mean()
+        entropy: Tensor = torch.special.entr(probability_BTE).sum(-1).mean()
+        return entropy
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class DynamicMoE(Operator):
         if self.top_p == 1:
             return float(self.experts)
         normal = NormalDist()
-        return min(max(1.0, self.experts * normal.cdf(normal.inv_cdf(self.top_p) - 1) + 0.5), float(self.experts))
+        return float(min(max(1.0, self.experts * normal.cdf(normal.inv_cdf(self.top_p) - 1) + 0.5), self.experts))
 
     def axes(self, width: int) -> dict[str, Param]:
         e, f, d = axis("experts", self.experts), axis("hidden", hidden_size(self.ratio, width)), axis("width", width)
@@ -118,4 +119,4 @@ class DynamicMoE(Operator):
 
     def decode_macs(self, width: int, length: Length) -> float:                       # type: ignore[override]
         """The router, and the experts that a token takes on average."""
-        return width * self.experts + 3 * self.expected_experts * width * hidden_size(self.ratio, width)
+        return float(width * self.experts + 3 * self.expected_experts * width * hidden_size(self.ratio, width))

@@ -54,7 +54,7 @@ class HiddenMixture(nn.Module):
     def read(self, x_ND: Tensor, members: list[Tensor], weight_FD: Tensor) -> Tensor:
         """`weight @ x` over the active channels."""
         y_NF = F.linear(x_ND[:, :self.shared], weight_FD[:, :self.shared])
-        x_NGP, weight_FGP = (part[:, self.shared:].unflatten(1, (self.groups, -1)) for part in (x_ND, weight_FD))
+        x_NGP, weight_FGP = (torch.unflatten(part[:, self.shared:], 1, (self.groups, -1)) for part in (x_ND, weight_FD))
         for group, rows_M in enumerate(members):
             y_NF = y_NF.index_add(0, rows_M, F.linear(x_NGP[rows_M, group], weight_FGP[:, group]))
         return y_NF
@@ -62,7 +62,7 @@ class HiddenMixture(nn.Module):
     def write(self, h_NF: Tensor, weight_NG: Tensor, members: list[Tensor]) -> Tensor:
         """`down(h)` in the active channels; to all groups the fusion adds a mixture of the active ones."""
         shared_NS = F.linear(h_NF, self.down.weight[:self.shared])
-        weight_GPF = self.down.weight[self.shared:].unflatten(0, (self.groups, -1))
+        weight_GPF = torch.unflatten(self.down.weight[self.shared:], 0, (self.groups, -1))
         written = []
         for group, rows_M in enumerate(members):
             part_MP = F.linear(h_NF[rows_M], weight_GPF[group]) * weight_NG[rows_M, group, None]

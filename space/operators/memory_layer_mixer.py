@@ -24,10 +24,10 @@ class TableAttention(CausalAttention):
     def __init__(self, width: int, heads: int, head_dim: int, rope_base: float, bits: int,
                  temperature: float):
         super().__init__(width, heads, heads, head_dim, rope_base=rope_base)
-        self.query = TableLookup(width, bits, heads * head_dim, temperature)
-        self.key = TableLookup(width, bits, heads * head_dim, temperature)
-        self.value = TableLookup(width, bits, heads * head_dim, temperature)
-        self.out = TableLookup(heads * head_dim, bits, width, temperature)
+        self.query = TableLookup(width, bits, heads * head_dim, temperature)                      # type: ignore[assignment]
+        self.key = TableLookup(width, bits, heads * head_dim, temperature)                        # type: ignore[assignment]
+        self.value = TableLookup(width, bits, heads * head_dim, temperature)                      # type: ignore[assignment]
+        self.out = TableLookup(heads * head_dim, bits, width, temperature)                        # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class MemoryLayerMixer(Operator):
 
     def _read(self, width: int) -> int:
         """Multiply-adds of a token's tables: a vector per chunk, four times."""
-        return 4 * width // self.bits * self._inner(width)
+        return int(4 * width // self.bits * self._inner(width))
 
     def macs(self, width: int, length: int) -> float:
         plain = self._plain()

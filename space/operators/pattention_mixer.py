@@ -27,10 +27,10 @@ class TokenizedAttention(CausalAttention):
     def __init__(self, width: int, heads: int, head_dim: int, rope_base: float, tokens: int,
                  scale: float | None):
         super().__init__(width, heads, heads, head_dim, rope_base=rope_base)
-        self.query = ParameterAttention(width, tokens, heads * head_dim, scale)
-        self.key = ParameterAttention(width, tokens, heads * head_dim, scale)
-        self.value = ParameterAttention(width, tokens, heads * head_dim, scale)
-        self.out = ParameterAttention(heads * head_dim, tokens, width, scale)
+        self.query = ParameterAttention(width, tokens, heads * head_dim, scale)                   # type: ignore[assignment]
+        self.key = ParameterAttention(width, tokens, heads * head_dim, scale)                     # type: ignore[assignment]
+        self.value = ParameterAttention(width, tokens, heads * head_dim, scale)                   # type: ignore[assignment]
+        self.out = ParameterAttention(heads * head_dim, tokens, width, scale)                     # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

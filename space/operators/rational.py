@@ -33,7 +33,7 @@ def rational(x_BTC: Tensor, numerator: Tensor, denominator_GN: Tensor) -> Tensor
     In float32 at least, since fifth powers leave half precision at 9.
     """
     dtype = torch.promote_types(x_BTC.dtype, torch.float32)
-    x_BTGE = x_BTC.to(dtype).unflatten(-1, (len(denominator_GN), -1))
+    x_BTGE = torch.unflatten(x_BTC.to(dtype), -1, (len(denominator_GN), -1))
     numerator, denominator_GN = numerator.to(dtype), denominator_GN.to(dtype)
     above_BTGE, below_BTGE = numerator[-1].expand_as(x_BTGE), torch.zeros_like(x_BTGE)
     for a in numerator[:-1].flip(0).unbind():
