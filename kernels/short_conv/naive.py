@@ -36,7 +36,8 @@ def causal_conv(x_BTD: Tensor, weight_DW: Tensor, history_BWD: Tensor | None = N
     padded_BTD = torch.cat([history_BWD.to(x_BTD.dtype), x_BTD], dim=1)
     if length == 1:
         return (padded_BTD * weight_DW.t()).sum(dim=1, keepdim=True), padded_BTD[:, 1:].clone()
-    if x_BTD.dtype == torch.float16 and x_BTD.device.type == "cpu":          # some filters take minutes there in float16
+    if taps > 8 and x_BTD.device.type == "cpu" and x_BTD.dtype in (torch.float16, torch.bfloat16):
+        # torch 2.13 does not come back there from some filters of that length in half precision.
         padded_BTD, weight_DW = padded_BTD.float(), weight_DW.float()
     y_BD1T = F.conv2d(padded_BTD.transpose(1, 2)[:, :, None], weight_DW[:, None, None], groups=channels).to(x_BTD.dtype)
     return y_BD1T[:, :, 0].transpose(1, 2), padded_BTD[:, length:].to(x_BTD.dtype, copy=True)
