@@ -66,7 +66,7 @@ class GhostBranch(nn.Module):
         if self.weigh is not None:
             h_BHWE = self.weigh(h_BHWE)
         y_BHWD: Tensor = self.project(h_BHWE)
-        return y_BHWD.reshape(*x.shape[:-1], y_BHWD.shape[-1])
+        return y_BHWD.reshape(*y_BHWD.shape[:x.ndim - 1], -1)            # a sequence is a grid of one column
 
 
 def in_fours(size: float) -> int:
