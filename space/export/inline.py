@@ -22,7 +22,8 @@ SIGNATURES = {"as_sequence": "part, x, spatial, shared=None", "change": "part, x
               "step_part": "part, x, state, spatial, shared=None", "step_change": "part, x, state, shared=None",
               "initial_state": "part, batch, dtype, device", "units_of": "layer", "as_grid": "x", "handed": "layer, shared"}
 RUNNING = tuple(SIGNATURES)
-RANKED = ("macros.stage", "macros.ushape", "operators.spatial", "operators.ada_norm", "macros.conditioned")
+RANKED = ("macros.stage", "macros.ushape", "operators.spatial", "operators.ada_norm", "macros.conditioned",
+          "macros.separable")
 
 
 @dataclass(frozen=True)

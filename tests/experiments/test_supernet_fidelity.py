@@ -93,7 +93,7 @@ def test_longer_horizons_are_added_to_a_finished_study(tmp_path):
     record = Record(tmp_path / "study.jsonl")
     assert [line["kind"] for line in record.lines[before:]] == ["run"] + ["adapted"] * 6
     rows = [line.split(" | ")[:3] for line in tables(record).splitlines() if line.startswith("| single_path | ")]
-    assert [row[1:] for row in rows[-4:]] == [["0", "0%"], ["1", "50%"], ["2", "100%"], ["3", "150%"]]
+    assert [row[1:] for row in rows if row[2].endswith("%")] == [["0", "0%"], ["1", "50%"], ["2", "100%"], ["3", "150%"]]
     assert "    again" in tables(record)
 
 
