@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType
@@ -80,6 +81,11 @@ class Custom(Operator):
             raise ValueError(f"a custom module keeps no buffers at {where}: got {', '.join(buffers)} in {self.name}; "
                              "compute constants in forward, and make what is trained a parameter")
         self._check_shape(module, width, where)
+        unset = [name for name, declared in self.axes(width).items()
+                 if not math.isfinite(declared.init.gain + declared.init.low)]
+        if unset:
+            raise ValueError(f"a custom module starts its parameters in its constructor at {where}: {', '.join(unset)} "
+                             f"of {self.name} hold no finite values after it, as torch.empty leaves them")
 
     def _made(self, width: int, where: str) -> nn.Module:
         try:
@@ -189,11 +195,26 @@ def _run(module: nn.Module, factory: Callable[[int], Any], width: int, x_BTD: Te
             return factory(width)(torch.zeros(x_BTD.shape))
 
 
+@contextmanager
+def _unset_is_nan() -> Iterator[None]:
+    """Within, torch fills what `torch.empty` gives with NaN, where it would hold whatever the memory held before."""
+    was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
 @lru_cache(maxsize=256)
 def _declared(factory: Callable[[int], Any], width: int) -> tuple[tuple[str, Param], ...]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):      # the caller may be building on the meta device
         torch.manual_seed(0)
-        module = factory(width)
+        with _unset_is_nan():
+            module = factory(width)
     others = (_probe(factory, other) for other in (2 * width, 3 * width, width // 2) if other)
     other = next((made for made in others if made is not None), None)
     shapes = {} if other is None else {name: tuple(p.shape) for name, p in other.named_parameters()}

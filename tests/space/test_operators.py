@@ -201,6 +201,23 @@ def test_custom_parameters_start_as_the_factory_starts_them():
     assert rate.min() >= 0.1 and rate.max() <= 0.9
 
 
+class Unset(nn.Module):
+    """A map whose matrix nobody filled."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width))
+
+    def forward(self, x_BTD):
+        return x_BTD @ self.weight
+
+
+def test_custom_module_that_leaves_a_parameter_unset_is_refused_whatever_the_memory_held():
+    with pytest.raises(ValueError, match=r"parameters in its constructor at body: weight of Unset hold no finite"):
+        bp.Custom(Unset).check(16, "body")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_custom_module_with_a_step_streams():
     config = bp.Custom(Leaky)
     assert config.streaming and not bp.Custom(Gate).streaming

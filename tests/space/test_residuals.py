@@ -53,7 +53,7 @@ class Times(torch.nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.empty(width, width))
+        self.weight = torch.nn.Parameter(torch.randn(width, width) / math.sqrt(width))
 
     def forward(self, x):
         return F.linear(x, self.weight)
