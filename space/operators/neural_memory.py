@@ -191,11 +191,12 @@ class Atlas(_Memory):
     Newton-Schulz (inner="muon"); "momentum" or "gd" give OmegaNet. window=1 and degree=1 are Titans; with one layer, chunks
     of one token and inner="gd" the gated delta rule. rate: None for 1 / chunk, with Muon 0.02: its steps do not shrink with
     the error, so that large ones make the memory wander. Muon makes the weights of every token of a chunk: prefer small
-    chunks. The paper's other models, which replace the memory by attention, are not part of this.
+    chunks. Features of degree two are 1 + head_dim + head_dim^2, each an input of every token's own matrix, hence small
+    heads; head_dim=None is width / heads. The paper's other models, which replace the memory by attention, are not here.
     """
 
     heads: Any = 2
-    head_dim: Any = None
+    head_dim: Any = 8
     depth: Any = 2
     expand: Any = 2
     chunk: Any = 16
