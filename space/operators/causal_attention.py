@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .layernorm import LayerNormalisation
 from .rmsnorm import RootMeanSquareNorm
 
-__all__ = ["CausalAttention", "attend", "rotate", "rotation", "visible", "with_first_values"]
+__all__ = ["CausalAttention", "attend", "attend_banded", "rotate", "rotation", "visible", "with_first_values"]
 
 
 def rotation(start: int, length: int, half: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,14 +37,41 @@ def rotate(x_BTHP: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
 
 
 def attend(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int | None, bidirectional: bool = False) -> Tensor:
-    """Softmax attention of the T newest of S tokens; each key serves the H / G queries of its group."""
+    """Softmax attention of the T newest of S tokens; each key serves the H / G queries of its group.
+
+    Linear in T with a window.
+    """
     new, seen = q_BTHP.shape[1], k_BSGP.shape[1]
+    if window is not None and new > 2 * window:
+        return attend_banded(q_BTHP, k_BSGP[:, -(new + window - 1):], v_BSGP[:, -(new + window - 1):], window, bidirectional)
     q, k, v = q_BTHP.transpose(1, 2), k_BSGP.transpose(1, 2), v_BSGP.transpose(1, 2)
     whole = window is None and new == seen
     mask_TS = None if whole else visible(new, seen, window, bidirectional, q.device)
     y_BHTP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS, is_causal=False if bidirectional else whole,
                                             enable_gqa=q.shape[1] != k.shape[1])
     return y_BHTP.transpose(1, 2)
+
+
+def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int, bidirectional: bool) -> Tensor:
+    """`attend` in blocks of `window` queries: each sees its own keys and those of the block before, bidirectional also of the
+    block behind. S is T and at most window - 1 tokens before.
+
+    Legend: N blocks, W queries of a block, S keys around a block, X sequences and blocks.
+    """
+    batch, length, heads, head_dim = q_BTHP.shape
+    before, num_blocks = k_BSGP.shape[1] - length, -(-length // window)
+    end, span = num_blocks * window - length, (3 if bidirectional else 2) * window
+    q = F.pad(q_BTHP, (0, 0, 0, 0, 0, end)).view(-1, window, heads, head_dim).transpose(1, 2)
+    pads = (0, 0, 0, 0, window - before, end + span - 2 * window)
+    k, v = (F.pad(each, pads).unfold(1, span, window).flatten(0, 1).transpose(-1, -2) for each in (k_BSGP, v_BSGP))
+    query_W1, key_S = torch.arange(window, device=q.device)[:, None], torch.arange(span, device=q.device)
+    near_WS = (key_S > query_W1) & (key_S < query_W1 + span - window + (not bidirectional))
+    at_N1S = key_S + torch.arange(num_blocks, device=q.device)[:, None, None] * window - window + before
+    # A query that fills up the last block sees itself, since a softmax over nothing is no number.
+    real_NWS = (at_N1S >= 0) & ((at_N1S < k_BSGP.shape[1]) | (key_S == query_W1 + window))
+    y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=(near_WS & real_NWS).repeat(batch, 1, 1)[:, None],
+                                            enable_gqa=q.shape[1] != k.shape[1])
+    return y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)[:, :length]
 
 
 def visible(new: int, seen: int, window: int | None, bidirectional: bool, device: torch.device) -> Tensor | None:

@@ -22,30 +22,7 @@ from .checks import require_whole
 from .recurrence import CHUNK, gated_macs
 from .spatial import rounded_up
 
-__all__ = ["Liger", "LigerAttention", "attend_banded"]
-
-
-def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int) -> Tensor:
-    """`attend` with a window, in time and memory linear in T: blocks of queries, each with two blocks of keys.
-
-    S is T and at most window - 1 tokens before.
-    """
-    batch, length, heads, head_dim = q_BTHP.shape
-    before = k_BSGP.shape[1] - length
-    if length <= window:
-        return attend(q_BTHP, k_BSGP, v_BSGP, window)
-    num_blocks = -(-length // window)
-    end = num_blocks * window - length
-    q = F.pad(q_BTHP, (0, 0, 0, 0, 0, end)).view(-1, window, heads, head_dim).transpose(1, 2)
-    k, v = (F.pad(each, (0, 0, 0, 0, window - before, end)).unfold(1, 2 * window, window).flatten(0, 1).transpose(-1, -2)
-            for each in (k_BSGP, v_BSGP))
-    query_W1 = torch.arange(window, device=q.device)[:, None]
-    key_1S = torch.arange(2 * window, device=q.device)
-    first_N11 = torch.arange(num_blocks, device=q.device)[:, None, None] * window - window + before
-    mask_NWS = (key_1S > query_W1) & (key_1S <= query_W1 + window) & (key_1S + first_N11 >= 0)
-    y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NWS.repeat(batch, 1, 1)[:, None],
-                                            enable_gqa=q.shape[1] != k.shape[1])
-    return y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)[:, :length]
+__all__ = ["Liger", "LigerAttention"]
 
 
 class LigerAttention(nn.Module):
@@ -81,7 +58,7 @@ class LigerAttention(nn.Module):
         k_BSGP, v_BSGP = rotate(k_BTGP, *turn), v_BTGP
         if state is not None:
             k_BSGP, v_BSGP = torch.cat([state["key"], k_BSGP], dim=1), torch.cat([state["value"], v_BSGP], dim=1)
-        near_BTHP = attend_banded(rotate(q_BTHP, *turn), k_BSGP, v_BSGP, self.window)
+        near_BTHP = attend(rotate(q_BTHP, *turn), k_BSGP, v_BSGP, self.window)
         y_BTHP = self.mix * gated_BTHP + (1 - self.mix) * near_BTHP
         past = k_BSGP.shape[1] - min(self.window - 1, k_BSGP.shape[1])
         new_state = {"key": k_BSGP[:, past:], "value": v_BSGP[:, past:], "memory": memory, "position": start + length}

@@ -19,6 +19,8 @@ from .rmsnorm import RootMeanSquareNorm
 
 __all__ = ["ScoredAttention", "centred_conv"]
 
+SMALLEST_BLOCK = 64             # queries at a time where a window is smaller
+
 
 def centred_conv(x_BTE: Tensor, taps_EW: Tensor) -> Tensor:
     """As many taps before a token as after it, per channel; zeros outside the sequence."""
@@ -134,7 +136,20 @@ class ScoredAttention(nn.Module):
         return y_BTE
 
     def attend(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, start: int) -> Tensor:
-        """Weights of all visible and persistent keys times their values, [B, T, H, P]."""
+        """Weights of all visible and persistent keys times their values, [B, T, H, P]; in blocks with a causal window, which
+        takes time and memory linear in T."""
+        new, window = q_BTHP.shape[1], self.window
+        if window is None or self.bidirectional or new <= 2 * window:
+            return self.attend_block(q_BTHP, k_BSGP, v_BSGP, start)
+        rows, before, block = [], k_BSGP.shape[1] - new, max(window, SMALLEST_BLOCK)
+        for first in range(0, new, block):
+            last, low = min(first + block, new), max(0, before + first - window + 1)
+            rows.append(self.attend_block(q_BTHP[:, first:last], k_BSGP[:, low:before + last], v_BSGP[:, low:before + last],
+                                          start + first))
+        return torch.cat(rows, dim=1)
+
+    def attend_block(self, q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, start: int) -> Tensor:
+        """`attend` with all pairs of the T newest of S tokens."""
         new, seen = q_BTHP.shape[1], k_BSGP.shape[1]
         if self.log_temperature is not None:
             q_BTHP = q_BTHP * torch.exp(-self.log_temperature).repeat_interleave(self.head_dim).view(-1, self.head_dim)

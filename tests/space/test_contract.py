@@ -100,15 +100,8 @@ def test_the_examples_show_every_attention_pattern_of_an_operator(name):
         f"{patterns_of(operators.get(name))}; add an example, or correct `patterns`")
 
 
-MASKED = pytest.mark.xfail(strict=True, reason="its window is a mask over all pairs of tokens: linear in time on paper alone")
-
-
-WINDOWED = ("Attention", "LayerMixAttention", "MixtureOfHeads", "SkipAttention")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MASKED) if name in WINDOWED else name
-                                  for name in sorted(EXAMPLES)])
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_operator_of_linear_time_keeps_linear_memory_at_16384_tokens(name):
     linear = [(config, width) for config, width in EXAMPLES[name] if is_linear(config, width)]
     if not linear:

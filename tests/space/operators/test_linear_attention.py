@@ -8,7 +8,6 @@ import bodyplan as bp
 import pytest
 import torch
 from bodyplan.space.operators.attention import attend
-from bodyplan.space.operators.liger import attend_banded
 from bodyplan.space.operators.nprf import normal_numbers
 from bodyplan.testing import built
 
@@ -101,14 +100,6 @@ def test_gla_with_closed_gates_sees_the_token_alone():
 
 
 # -- Liger -------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("before", [0, 1, 6])
-@pytest.mark.parametrize("length", [1, 7, 8, 63, 100])
-def test_banded_attention_is_attention_with_a_window(length, before):
-    q, k, v = (torch.randn(2, size, heads, 24, dtype=torch.float64) for size, heads in (
-        (length, 4), (length + before, 2), (length + before, 2)))
-    same(attend_banded(q, k, v, 7), attend(q, k, v, 7))
-
 
 def test_liger_without_its_recurrence_is_attention_with_a_window_on_the_same_parameters():
     config, attention = bp.Liger(heads=4, kv_heads=2, window=9, mix=0.0), bp.Attention(heads=4, kv_heads=2, window=9)

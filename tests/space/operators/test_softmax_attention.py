@@ -9,6 +9,7 @@ import pytest
 import torch
 from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.space.graph import operator_label
+from bodyplan.space.operators.causal_attention import attend, visible
 from bodyplan.space.operators.relative_position import bucket_bounds, slopes
 from bodyplan.testing import built, check_causality, check_costs, check_reference, check_state, check_streaming
 from exported_folders import assert_equal_to_the_module, assert_tidy, export_all, judged, model_text
@@ -767,3 +768,33 @@ def test_stacks_that_remember_and_options_compute_the_same_without_the_package(t
     for name in found:
         assert_equal_to_the_module(verdicts[name], root, name)
         assert_tidy(model_text(root, name))
+
+
+# -- windows in linear time --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("bidirectional", "before"), [(False, 0), (False, 1), (False, 6), (False, 40), (True, 0)])
+@pytest.mark.parametrize("length", [15, 21, 63, 100])
+def test_a_window_in_blocks_is_a_window_as_a_mask(length, before, bidirectional):
+    q, k, v = (inputs(size, heads * 24, dtype=torch.float64, seed=heads).unflatten(-1, (heads, 24)).requires_grad_()
+               for size, heads in ((length, 4), (length + before, 2), (length + before, 2)))
+    y = attend(q, k, v, 7, bidirectional)
+    mask = visible(length, length + before, 7, bidirectional, y.device)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(y, wanted)
+    ours, theirs = (torch.autograd.grad((each * wanted.detach()).sum(), (q, k, v), retain_graph=True) for each in (y, wanted))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("before", [0, 5, 40])
+@pytest.mark.parametrize("config", [
+    bp.Attention(heads=4, kv_heads=2, window=7, position="t5", reach=12, buckets=4, sink=True),
+    bp.Attention(heads=4, window=20, position="alibi", shaped=0.5), bp.Attention(heads=2, window=9, temperature=True,
+                                                                               persistent=3)])
+def test_scores_in_blocks_are_scores_of_all_pairs(config, before):
+    module = built(config, 16, dtype=torch.float64)
+    q, k, v = (inputs(size, 16, dtype=torch.float64, seed=size).unflatten(-1, (module.heads, -1))
+               for size in (150, 150 + before, 151 + before))
+    k, v = k[:, :, :module.kv_heads], v[:, 1:, :module.kv_heads]
+    torch.testing.assert_close(module.attend(q, k, v, before), module.attend_block(q, k, v, before))
