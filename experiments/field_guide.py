@@ -26,6 +26,7 @@ import torch
 
 from ..evaluators import tasks
 from ..evaluators.devices import device_fingerprint, on_threads
+from ..evaluators.training import step_seconds
 from ..space.model import initialise
 from ..space.operator import Operator, operators
 from ..space.operators.attention import Attention
@@ -43,6 +44,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 FRAME = "(none)"                # the model without an operator: what the layers around it reach
 SPEEDS = ((4, 256), (1, 2048))  # batch and tokens
 REPEATS = 7
+LONGEST = 150.0                 # seconds of one core for one training; operators that need more are not trained
 SPEED_WIDTH = 64
 BATCH = 32
 
@@ -175,7 +177,10 @@ class Guide:
             return {"failure": f"{type(error).__name__}: {error}"}
 
     def _trained(self, config: Operator | None, what: str) -> dict[str, Any]:
-        """The best of the learning rates, tried until one is good enough."""
+        """The best of the learning rates, tried until one is good enough; the seconds of a step where that takes too long."""
+        step = step_seconds(small_model(config, _task(what)).build(seed=0), _task(what), 2, time.process_time)
+        if step * self._steps(what) > LONGEST:
+            return {"slow": round(step, 3)}
         tried = []
         for lr in RATES:
             tried.append(trained_error(config, _task(what), self._steps(what), lr))
@@ -226,6 +231,8 @@ def _seconds(call: Callable[[], None]) -> float:
 def _short(answer: dict[str, Any]) -> str:
     if "failure" in answer:
         return str(answer["failure"])
+    if "slow" in answer:
+        return f"not trained, a step takes {answer['slow']:.2f} s"
     return f"{answer['error']:.1f} % wrong" if "error" in answer else f"{answer['ratios']} of attention's tokens per second"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..ops import Row, rows
 from .fidelity_page import BEGIN, END
 from .fidelity_work import Record
-from .field_guide import BATCH, FRAME, RATES, SPEEDS, TRIALS, WIDTH
+from .field_guide import BATCH, FRAME, LONGEST, RATES, SPEEDS, TRIALS, WIDTH
 
 __all__ = ["tables", "write_page"]
 
@@ -91,6 +91,8 @@ def _error(line: dict[str, Any] | None, task: str) -> str:
         return ""
     if "failure" in line:
         return "failed"
+    if "slow" in line:
+        return "slow"
     text = f"{line['error']:.1f}"
     return f"**{text}**" if line["error"] < TRIALS[task].beats else text
 
@@ -99,3 +101,6 @@ def _failures(answers: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     for (name, what), line in answers.items():
         if "failure" in line:
             yield f"\n`{name}` failed at {what}: {line['failure']}"
+    slow = [f"`{name}` at {what} ({line['slow']:.2f} s a step)" for (name, what), line in answers.items() if "slow" in line]
+    if slow:
+        yield f"\nNot trained, since a training would take more than {LONGEST:g} seconds of one core: {', '.join(slow)}."

@@ -71,6 +71,16 @@ def test_what_fails_is_an_answer_with_its_reason(tmp_path, quick, monkeypatch):
     assert [line["failure"] for line in failed] == ["RuntimeError: no"]
 
 
+def test_what_would_take_too_long_is_not_trained_and_the_page_says_so(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(field_guide, "LONGEST", 0.0)
+    Guide(tmp_path, ["Pooling"], steps=2).run(say=lambda _: None)
+    record = Record(tmp_path / "guide.jsonl")
+    (slow,) = [line for line in record.of("answer") if line["what"] == "patches"]
+    assert slow["slow"] > 0 and "error" not in slow
+    text = field_guide_page.tables(record)
+    assert "| slow |" in text and f"`Pooling` at patches ({slow['slow']:.2f} s a step)" in text
+
+
 def test_an_operator_that_cannot_stand_alone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="stand alone: CrossAttention does not"):
         Guide(tmp_path, ["CrossAttention"])
