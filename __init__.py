@@ -42,6 +42,9 @@ _HOMES = {
     "EarlyExit": ".space.macros.exits",
     "EncoderDecoder": ".space.macros.encoder_decoder",
     "Stack": ".space.macros.stack",
+    "Reduced": ".space.macros.reduced",
+    "ClassToken Reduce": ".space.macros.reduce",
+    "Clusters FasterVLM FirstTokens PiToMe ToMe TokenTransforming ZeroTPrune": ".space.macros.reductions",
     "FIT": ".space.macros.fit",
     "Residual DenseAverage ValueResidual CrossLayerKV LayerMemory HyperConnections Ladder Reversible PersistentSelection":
         ".space.macros.residual",
