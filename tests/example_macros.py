@@ -149,6 +149,8 @@ ALL = CAUSAL | NOT_CAUSAL | GRID
 # What runs here depends on the input, so that their costs are expectations.
 BY_INPUT = {
     "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
+        bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
 }
 

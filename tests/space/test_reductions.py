@@ -11,23 +11,7 @@ from bodyplan.space.macros.reductions import Reduction
 from bodyplan.space.macros.transforms import Mixture, inverse, rows_of
 from bodyplan.space.operators.telling_attention import TellingAttention
 from example_macros import space
-
-BLOCK = bp.Block(mixer=bp.Attention(heads=2, bidirectional=True, rotary=False), channel=bp.MLP(ratio=2))
-PIXELS = {"embed": bp.PatchEmbedding(patch=4, image=20), "head": bp.ClassifierHead(classes=5), "width": 16}
-GRID = PIXELS | {"embed": bp.PatchEmbedding(patch=4, image=20, grid=True)}
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def model(body, seed=1, **more):
-    return space(body, **(PIXELS | more)).sample(0).build(seed=seed).eval()
-
-
-def images(batch=3):
-    return random(batch, 1, 20, 20).float()
-
+from reduced_models import BLOCK, GRID, PIXELS, images, model, random
 
 # -- the matrices ------------------------------------------------------------------------------------------------------
 
@@ -486,3 +470,31 @@ def test_layers_that_are_not_told_of_may_be_anything():
 def test_every_reduction_has_a_source_and_a_proof():
     for kind in (bp.PiToMe, bp.ToMe, bp.ZeroTPrune, bp.FasterVLM, bp.TokenTransforming, bp.Clusters):
         assert issubclass(kind, Reduction) and kind.source.year > 2000 and "test_reductions" in kind.proof
+
+
+# -- trained networks --------------------------------------------------------------------------------------------------
+
+def test_a_trained_network_takes_a_reduction_with_its_weights_as_they_are():
+    plain = model((bp.ClassToken(), BLOCK, BLOCK, BLOCK, bp.Reduce(bp.FirstTokens())))
+    same = bp.reduced(plain, bp.PiToMe(keep=1.0, protected=1), layers=(1, 4))
+    assert torch.equal(same(images()), plain(images())) and not same.training
+    fewer_tokens = bp.reduced(plain, bp.PiToMe(keep=0.8, protected=1), layers=(1, 4))
+    wanted = {p.data_ptr(): None for p in fewer_tokens.parameters()}
+    assert len(wanted) == len(list(plain.parameters()))
+    for held, made in zip(plain.layers[1:4], fewer_tokens.layers[1].layers, strict=True):
+        for (name, before), (again, after) in zip(held.named_parameters(), made.named_parameters(), strict=True):
+            assert name == again and torch.equal(before, after)
+    assert (fewer_tokens(images()) - plain(images())).abs().max() > 0
+    assert measured_macs(fewer_tokens, [images(1)]).macs < measured_macs(plain, [images(1)]).macs
+    dense = bp.reduced(model((BLOCK, BLOCK, BLOCK), **GRID), bp.Clusters(2, 2), at=(1,), restore=True)
+    assert dense(images()).shape == (3, 5)
+
+
+def test_a_network_that_cannot_take_a_reduction_is_refused():
+    plain = model((BLOCK, BLOCK))
+    with pytest.raises(ValueError, match=r"got \(0, 3\) of 2"):
+        bp.reduced(plain, bp.PiToMe(), layers=(0, 3))
+    with pytest.raises(ValueError, match="got Linear"):
+        bp.reduced(torch.nn.Linear(2, 2), bp.PiToMe())
+    with pytest.raises(ValueError, match="keep is at least a half"):
+        bp.reduced(plain, bp.PiToMe(keep=0.3))
