@@ -44,6 +44,7 @@ _HOMES = {
     "Stack": ".space.macros.stack",
     "Reduced": ".space.macros.reduced",
     "DynamicDrop": ".space.macros.dynamic_drop",
+    "FactoredPositions Patchout": ".space.macros.patchout",
     "ClassToken Reduce": ".space.macros.reduce",
     "Clusters FasterVLM FirstTokens PiToMe ToMe TokenTransforming ZeroTPrune": ".space.macros.reductions",
     "FIT": ".space.macros.fit",

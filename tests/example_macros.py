@@ -140,9 +140,9 @@ GRID = {
     "clusters of a grid and back": space((BOTH_WAYS, bp.Reduced(
         bp.repeat(bp.Block(mixer=bp.choice(bp.Attention(heads=2), bp.DepthwiseConv2d(kernel=3)), channel=bp.MLP(ratio=1)), 2),
         bp.Clusters(rows=bp.choice(2, 3), columns=4), restore=True)), **IMAGES),
-    "a class token among fewer": space((bp.ClassToken(), bp.Reduced(bp.repeat(BOTH_WAYS, 2), bp.choice(
-        bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))), BOTH_WAYS,
-        bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(rows=3, columns=2), bp.ToMe(4, protected=1)))), **IMAGES),
+    "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
+        bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
+        BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(rows=3, columns=2), bp.ToMe(4, protected=1)))), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID

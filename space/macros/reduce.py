@@ -5,6 +5,7 @@ Legend: B batch, N tokens, M tokens after, C class tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -115,6 +116,7 @@ class ClassToken(_Item):
     """
 
     count: Any = 1
+    fixed: ClassVar[Mapping[str, str]] = {"class_tokens": "the first goes on"}
     proof: ClassVar[str] = "tests/space/test_reductions.py -k class_token"
     source: ClassVar[Source] = Source("An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2020)
 
