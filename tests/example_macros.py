@@ -142,7 +142,7 @@ GRID = {
         bp.Clusters(rows=bp.choice(2, 3), columns=4), restore=True)), **IMAGES),
     "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
         bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
-        BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(rows=3, columns=2), bp.ToMe(4, protected=1)))), **IMAGES),
+        BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(3, 2), bp.ToMe(4, protected=1)))), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
