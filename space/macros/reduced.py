@@ -57,7 +57,8 @@ class ReducedLayers(nn.Module):
                 if turn >= 0 and self.place == "between":
                     x, size_BN, back = self.reduced(turn, x, key, attention, size_BN)
                     undo.append(back)
-                x = x if layer.channel is None else layer.channel(x)
+                channel: Any = layer.channel
+                x = x if channel is None else channel(x)
             else:
                 x = as_sequence(layer, x, True)
             if turn >= 0 and self.place == "after":
@@ -90,7 +91,7 @@ class ReducedLayers(nn.Module):
 def reduced_stream(x: Tensor, y_BMD: Tensor, chooser: Any) -> Tensor:
     """Fewer tokens in the form of the stream: a sequence, a grid of one column, or the grid that a clustering makes."""
     columns = min(getattr(chooser, "columns", 1), as_grid(x).shape[2])
-    return shaped_like(x, y_BMD.unflatten(1, (-1, columns)))
+    return shaped_like(x, torch.unflatten(y_BMD, 1, (-1, columns)))
 
 
 class Turn(NamedTuple):
@@ -98,7 +99,7 @@ class Turn(NamedTuple):
     lengths."""
 
     item: Any
-    index: int
+    number: int
     tells: bool
     reduces: bool
     length: Length
@@ -179,7 +180,7 @@ class Reduced(Macro):
         """A layer with a reduction between its mixers is two parts under one name, each at its length."""
         found = []
         for number, turn in enumerate(self.turns(length)):
-            place = at("layers", self.layers, turn.index)
+            place = at("layers", self.layers, turn.number)
             reached = turn.after if turn.reduces and self.reduction.place == "before" else turn.length
             halves = [(turn.item, reached)]
             if turn.reduces and turn.tells and self.reduction.place == "between" and turn.length != turn.after:

@@ -106,7 +106,7 @@ class FirstTokens(Reduction):
         require_whole("count", self.count, where)
 
     def goes(self, tokens: int) -> int:
-        return max(tokens - self.count, 0)
+        return int(max(tokens - self.count, 0))
 
     def chooser(self, depth: float) -> nn.Module:
         return FirstRows(self.count)

@@ -29,7 +29,7 @@ class TellingAttention(BidirectionalAttention):
         al., 2023).
         """
         q_BNHP, k_BNGP, v_BNGP = self.projected(x_BND, 0)
-        q_BGRNP = q_BNHP.unflatten(2, (self.kv_heads, -1)).permute(0, 2, 3, 1, 4)
+        q_BGRNP = torch.unflatten(q_BNHP, 2, (self.kv_heads, -1)).permute(0, 2, 3, 1, 4)
         score_BGRNN = self.head_dim**-0.5 * q_BGRNP @ k_BNGP.permute(0, 2, 3, 1)[:, :, None]
         if size_BN is not None:
             score_BGRNN = score_BGRNN + size_BN.log()[:, None, None, None]
