@@ -30,10 +30,10 @@ def interpreter_loss(model: nn.Module, task: Any, batch: Any, group: int = -1, w
                      generator: torch.Generator | None = None) -> Dropping:
     """The task's loss of sampled decisions, plus REINFORCE for the interpreter of one group, by default the last.
 
-    Its decisions u are drawn from Bernoulli(I). The reward is 1 - (kept / free)^2 where the answer is right, else -wrong; the
-    baseline is the reward of the most likely decisions. Groups before decide as they do in use, those after keep all tokens.
-    Gradients: of the task's loss to the layers, of the policy to this interpreter and what comes before it. Targets are
-    classes [B].
+    Its decisions u are drawn from Bernoulli(I). The reward is 1 - (kept / free)^2 where the answer is right, else -wrong;
+    the baseline is the reward of the most likely decisions; free tokens are those that reach the group. Groups before decide
+    as they do in use, those after keep all tokens. Gradients: of the task's loss to the layers, of the policy to this
+    interpreter and what comes before it. Targets are classes [B].
 
     Raises ValueError for a model without `DynamicDrop`, for a group that is not there, and for other targets.
     """

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .transforms import Mixture, Rows, rows_of
 
-__all__ = ["BipartiteMatching", "ClassAttended", "EnergyMatching", "FirstRows", "PageRank", "SoftSelection", "matched",
-           "share_of"]
+__all__ = ["BipartiteMatching", "ClassAttended", "EnergyMatching", "FirstRows", "PageRank", "SoftSelection",
+           "alike_of", "matched", "share_of"]
 
 
 def share_of(keep: float, tokens: int) -> int:
@@ -30,6 +30,11 @@ def matched(remove: int, tokens: int, protected: int) -> int:
     """How many of the free tokens at even places can go to those at odd places, at most `remove`."""
     even, odd = -(-tokens // 2) - -(-protected // 2), tokens // 2 - protected // 2
     return min(remove, even) if odd > 0 else 0
+
+
+def alike_of(share: float, goes: int, free: int) -> int:
+    """How many of the tokens that go do so for their likeness: only the less important half can."""
+    return min(round(share * goes), (free + 1) // 2) if free > 1 else 0
 
 
 def own_places(like_BN: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ class PageRank(nn.Module):
     def forward(self, x_BND: Tensor, key_BNP: Tensor, attention_BHNN: Tensor, size_BN: Tensor) -> Rows:
         tokens, first = key_BNP.shape[1], self.protected
         count = share_of(self.keep, tokens - first)
-        alike = min(round(self.similar * count), (tokens - first + 1) // 2) if tokens - first > 1 else 0
+        alike = alike_of(self.similar, count, tokens - first)
         target_BN = own_places(size_BN)
         if alike:
             goes_BR = self.alike(self.importance(attention_BHNN, 1)[:, first:], key_BNP[:, first:], alike) + first

@@ -118,7 +118,9 @@ class Reduced(Macro):
     a dropped one as it was when it was dropped. Without it fewer tokens go on, in the order of the sequence.
 
     Keys and attention are those of `Attention(bidirectional=True)` as a block's mixer, over all tokens and without options
-    on its scores; at other layers such a reduction does not stand, and other mixers count tokens once. There are no
+    on its scores, keys as it uses them; at other layers such a reduction does not stand, and other mixers count tokens once.
+    Sizes are counted from the first layer on; positions inside, rotary ones too, are those of the tokens that are left. For
+    other numbers at later layers put another `Reduced` behind this one. There are no
     parameters: names and values are those of the layers alone, so a trained network takes a reduction as it is
     (`bp.reduced`). Layers inside get nothing of what an outer stream shares.
     """

@@ -20,6 +20,7 @@ from .choosers import (
     FirstRows,
     PageRank,
     SoftSelection,
+    alike_of,
     matched,
     share_of,
 )
@@ -187,8 +188,9 @@ class ZeroTPrune(_Keeping):
     which go for their likeness (cosine of keys averaged over heads): the tokens are split into a more and a less important
     half by one vote, and those of the second that are most like one of the first go. The others go for their importance,
     after `rounds` votes on what is left of the attention, its rows made to sum to one again. low, high: bounds of the
-    variance of a head's importance, in units of its mean. Protected tokens start with sqrt(N) votes. Where the paper leaves
-    it open: the scale of the variance, and the number of rounds, which is one for all layers here.
+    variance of a head's importance, in units of its mean. Protected tokens start with sqrt(N) votes. Read so
+    where the paper leaves it open: the scale of the variance, and the rows of what is left. Its rounds get fewer with depth:
+    put one `Reduced` behind the other, each with its own.
     """
 
     similar: Any = 0.5
@@ -211,7 +213,7 @@ class ZeroTPrune(_Keeping):
     def macs(self, length: Length, width: int, key: int, heads: int) -> float:
         tokens = tokens_of(length)
         free, count = tokens - self.protected, self.goes(tokens)
-        alike = min(round(self.similar * count), (free + 1) // 2) if free > 1 else 0
+        alike = alike_of(self.similar, count, free)
         matching = heads * tokens**2 + key * (free // 2) * (free - free // 2) if alike else 0
         return float(matching + self.rounds * heads * (tokens - alike) ** 2)
 
