@@ -8,13 +8,13 @@ Hierarchical Neural Architecture Search Spaces based on Context-free Grammars (S
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .choices import Absent, Choice, Repeat, Subset, Tied
 
-__all__ = ["Rule", "Symbol", "held", "rule"]
+__all__ = ["Rule", "Symbol", "held", "leaves", "rule"]
 
 MAX_PLACES = 20_000
 
@@ -162,6 +162,17 @@ def held(item: Any) -> tuple[tuple[str, Any], ...] | None:
     if isinstance(item, Rule):
         return (("", item.unrolled),)
     return () if isinstance(item, Absent) else None
+
+
+def leaves(item: Any) -> Iterator[Any]:
+    """All that may stand in the place of `item`: candidates of choices, items of sequences, at any depth; what is inside of
+    those is left alone."""
+    inside = held(item)
+    parts = item if inside is None and isinstance(item, (tuple, list)) else [part for _, part in inside or ()]
+    if inside is None and not isinstance(item, (tuple, list)):
+        yield item
+    for part in parts:
+        yield from leaves(part)
 
 
 def _same(made: tuple[Any, ...], given: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 MIXER = bp.choice(bp.Attention(heads=bp.choice(2, 4)), bp.ShortConv(kernel=3))
 BLOCK = bp.Block(mixer=MIXER, channel=bp.choice(bp.SwiGLU(ratio=bp.choice(1, 2)), bp.Identity()))
 ATTENTION = bp.Block(mixer=bp.Attention(heads=4, kv_heads=bp.choice(2, 4)), channel=bp.MLP(ratio=2))
+BOTH_WAYS = bp.Block(mixer=bp.Attention(heads=bp.choice(2, 4), kv_heads=2, bidirectional=True), channel=bp.MLP(ratio=2))
 
 
 def space(body, **more):
@@ -97,6 +98,14 @@ NOT_CAUSAL = {
         bp.RoutedLoop((1.0, 0.5), adds=bp.choice("output", "change", "whole")), bp.InnerThinking(bp.choice(2, 3))))),
     "sliced": space(bp.Looped(bp.repeat(BLOCK, 2), bp.SlicedLoop(bp.choice((4, 3), (1, 2, 2)), ratio=bp.choice(1, 2)))),
     "gates": space(bp.GatedDepth(bp.repeat(BLOCK, bp.integer(1, 3)), scope=bp.choice("layer", "input"), temperature=0)),
+    "tokens merged and back": space((BOTH_WAYS, bp.Reduced(
+        bp.repeat(BOTH_WAYS, bp.integer(2, 3)),
+        bp.choice(bp.PiToMe(keep=bp.choice(0.6, 0.8)), bp.ToMe(remove=2, protected=1)), restore=True))),
+    "tokens into rows of a matrix": space(bp.Reduced(
+        bp.repeat(BOTH_WAYS, bp.integer(2, 3)), bp.choice(
+            bp.TokenTransforming(keep=bp.choice(0.5, 0.7), protected=bp.choice(0, 1)), bp.ZeroTPrune(keep=0.6),
+            bp.FasterVLM(0.5)),
+        at=bp.choice((0,), (-1,)), restore=bp.choice(False, True))),
     "sequences leave": space(bp.EarlyExit(bp.repeat(BLOCK, 2), adapters=(BLOCK,), leave="sequence")),
     "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
         bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
@@ -128,12 +137,20 @@ GRID = {
     "queries on a coarser grid": space((bp.HaloDownsample(
         width=bp.choice(None, 32), heads=2, head_dim=bp.choice(4, 8), block=bp.choice(2, 4), halo=bp.choice(0, 1),
         values=bp.choice(1.0, 1.5)), BLOCK), **IMAGES),
+    "clusters of a grid and back": space((BOTH_WAYS, bp.Reduced(
+        bp.repeat(bp.Block(mixer=bp.choice(bp.Attention(heads=2), bp.DepthwiseConv2d(kernel=3)), channel=bp.MLP(ratio=1)), 2),
+        bp.Clusters(rows=bp.choice(2, 3), columns=4), restore=True)), **IMAGES),
+    "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
+        bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
+        BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(3, 2), bp.ToMe(4, protected=1)))), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
 # What runs here depends on the input, so that their costs are expectations.
 BY_INPUT = {
     "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
+        bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..choices import Integer, Real
 from ..elastic.layout import MAX_VARIANTS, Survey
-from ..grammar import held
+from ..grammar import held, leaves
 from ..macros.base import Macro
 from ..operator import Operator
 from ..plan import Block, Loop, Once, check_input_scale, check_placement
@@ -102,6 +102,7 @@ class _Checker:
         for name in item.holds:
             if name in item.streams:
                 self._body(getattr(item, name), f"{where}.{name}")
+                item.check_stream(name, list(leaves(getattr(item, name))), where)
             elif getattr(item, name) is not None:
                 self._sublayer(getattr(item, name), name, f"{where}.{name}")
 

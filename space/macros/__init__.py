@@ -11,6 +11,10 @@
     routed            layers that some tokens pass by
     gated             layers that some sequences pass by
     exits             layers that the stream may leave early
+    transforms        fewer tokens as one matrix W: choosers and clustering make it, reductions are its configs
+    reduced, reduce   layers among which tokens get fewer, and back; items that change how many go on
+    dynamic_drop      layers for the tokens that an interpreter keeps
+    patchout          patches left out while training, and positions by row and column
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

@@ -19,6 +19,7 @@ from .. import operators as operator_files
 from ..grammar import Rule, Symbol, checked
 from ..macros.base import macros
 from ..macros.recursion import Recursion
+from ..macros.reductions import Reduction
 from ..macros.residual import Residual
 from ..operator import operators
 from ..plan import Loop, Once
@@ -114,13 +115,20 @@ def _class_of(name: str, where: str) -> Callable[..., Any]:
 
 
 def _known(name: str) -> Callable[..., Any] | None:
-    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__()]
+    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction)]
     plain = WORDS | {cls.__name__: cls for cls in kinds}
     if name in plain:
         return plain[name]
     if name in operators.names():
         return operators.get(name)
     return macros.get(name) if name in macros.names() else None
+
+
+def _below(kind: type[Any]) -> Iterator[type[Any]]:
+    """The classes that come from it, at any distance."""
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
 
 
 def _import_all() -> None:

@@ -467,8 +467,9 @@ def test_what_depends_on_the_input_is_declared_extracted_and_drawn_as_any_macro(
         assert {n: tuple(p.shape) for n, p in model.named_parameters()} == {
             n: declared.shape for n, declared in architecture.parameters.items()}
         equal(net.subnet(architecture)(given), model(given))
-        equal(streamed(model.eval(), given), model(given))
-        assert "choose" in architecture.draw() or "TokenLoop" in architecture.draw()
+        if all(item.streaming for item in architecture.plan.layers):
+            equal(streamed(model.eval(), given), model(given))
+        assert any(name in architecture.draw() for name in ("choose", "TokenLoop", "DynamicDrop"))
 
 
 # -- compute that ran --------------------------------------------------------------------------------------------------
