@@ -44,7 +44,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 FRAME = "(none)"                # the model without an operator: what the layers around it reach
 SPEEDS = ((4, 256), (1, 2048))  # batch and tokens
 REPEATS = 7
-LONGEST = 150.0                 # seconds of one core for one training; operators that need more are not trained
+LONGEST = 60.0                  # seconds of one core for one training; operators that need more are not trained
 SPEED_WIDTH = 64
 BATCH = 32
 
