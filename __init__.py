@@ -188,6 +188,7 @@ _HOMES = {
     "deepnorm deepscale magneto": ".space.scaling.starts",
     "signal_propagation": ".space.scaling.moments",
     "compressed folded folded_into recentred": ".space.equivalents",
+    "difference grouped_heads linearised routed_heads": ".space.conversions",
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
     "latency": ".evaluators.latency",
