@@ -3,45 +3,8 @@
 import bodyplan as bp
 import pytest
 import torch
-import torch.nn.functional as F
 from bodyplan.space.macros.stack import Stack
-
-IDS = torch.randint(32, (3, 11), generator=torch.Generator().manual_seed(9))
-
-
-def batch(step, length=12):
-    """Each token is to be said again two tokens later."""
-    ids = torch.randint(32, (16, length), generator=torch.Generator().manual_seed(step))
-    return ids, ids.roll(2, 1)
-
-
-def loss_of(model, steps=range(900, 904)):
-    with torch.no_grad():
-        found = [F.cross_entropy(model(ids)[:, 2:].flatten(0, 1), wanted[:, 2:].flatten())
-                 for ids, wanted in map(batch, steps)]
-    return float(torch.stack(found).mean())
-
-
-def built(*layers, seed=1, width=16, **more):
-    return bp.Space(embed=bp.TokenEmbedding(vocab=32), width=width, head=bp.LanguageHead(tied=True), body=layers,
-                    **more).sample(0).build(seed)
-
-
-def trained(*layers, steps=60, **more):
-    model = built(*layers, **more)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for step in range(steps):
-        ids, wanted = batch(step)
-        loss = F.cross_entropy(model(ids)[:, 2:].flatten(0, 1), wanted[:, 2:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-def layer(**options):
-    return bp.Block(mixer=bp.Attention(**{"heads": 4, "head_dim": 4, **options}), channel=bp.SwiGLU(ratio=2))
-
+from toy_models import IDS, built, layer, loss_of, train_on, trained
 
 # -- grouped key/value heads ---------------------------------------------------------------------------------------------
 
@@ -123,15 +86,9 @@ def test_a_mixture_of_heads_with_fewer_loses_less_when_the_largest_stay():
         model.layers[0].mixer.op.out.weight[:, :8] *= 1e-3
     plain, ordered = bp.routed_heads(model, 1, 1), bp.routed_heads(model, 1, 1, inputs=IDS)
     assert loss_of(model) < loss_of(ordered) + 0.01 < loss_of(plain)
-    optimizer = torch.optim.Adam(plain.train().parameters(), lr=1e-2)
     before = loss_of(plain)
-    for step in range(10):
-        ids, wanted = batch(step)
-        loss = F.cross_entropy(plain(ids)[:, 2:].flatten(0, 1), wanted[:, 2:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss_of(plain.eval()) < before and plain.layers[0].mixer.op.route.weight.abs().max() > 0
+    train_on(plain, 10)
+    assert loss_of(plain) < before and plain.layers[0].mixer.op.route.weight.abs().max() > 0
 
 
 # -- attention as a gated recurrence -------------------------------------------------------------------------------------
