@@ -189,7 +189,7 @@ _HOMES = {
     "signal_propagation": ".space.scaling.moments",
     "compressed folded folded_into recentred": ".space.equivalents",
     "difference grouped_heads linearised routed_heads linear_span appended_layers dropped_layers duplicated_layers "
-    "injected_layers rearranged block_importance closest_span": ".space.conversions",
+    "inherited injected_layers rearranged block_importance closest_span": ".space.conversions",
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
     "latency": ".evaluators.latency",

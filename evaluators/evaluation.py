@@ -54,7 +54,8 @@ class Evaluator:
 
         score       every objective. The module is extracted from the supernet where there are weights, its batch
                     statistics measured anew on training data; else trained alone from `job.seed` for
-                    `fidelity["steps"]`; else, without steps or task, built untrained.
+                    `fidelity["steps"]`, starting from the weights of `fidelity["parent"]` if it names one; else,
+                    without steps or task, built untrained.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
                     "extra" holds the test metric too.
         test        {"loss": test metric} of the module that "score" would judge.
@@ -119,7 +120,10 @@ class Evaluator:
                 notes[objective.name] = answer.note
                 answer = answer.value
             values[objective.name] = float(answer)
-        return {"objectives": values, "intervals": intervals, "extra": {"notes": notes} if notes else {}}
+        extra: dict[str, Any] = {"notes": notes} if notes else {}
+        if "parent" in job.fidelity:
+            extra["parent"] = job.fidelity["parent"]["number"]
+        return {"objectives": values, "intervals": intervals, "extra": extra}
 
     def _standalone(self, job: Job, architecture: Architecture) -> dict[str, Any]:
         task = self._needed_task(job)
@@ -152,11 +156,25 @@ class Evaluator:
         steps = job.fidelity.get("steps")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
-        module = architecture.build(seed=job.seed)
+        module = self._start(job, architecture)
         record = train(module, task, steps, lr=self.lr, seed=job.seed, device=self.device, dtype=self.dtype)
         if "save" in job.fidelity:
             _save(module, architecture, Path(job.fidelity["save"]))
         return module.eval(), record
+
+    def _start(self, job: Job, architecture: Architecture) -> nn.Module:
+        """The module before its training: drawn from the seed, or with what it inherits from its parent."""
+        if "parent" not in job.fidelity:
+            return architecture.build(seed=job.seed)
+        from safetensors.torch import load_file
+
+        from ..space.conversions import inherited
+        from ..space.genome import Genome
+
+        parent = job.fidelity["parent"]
+        model = self.space.architecture(Genome.from_json(parent["genome"])).build()
+        model.load_state_dict(load_file(parent["weights"]), strict=True)
+        return inherited(model, architecture, seed=job.seed)
 
     def _needed_task(self, job: Job) -> Task:
         if self.task is None:

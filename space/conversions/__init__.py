@@ -3,6 +3,7 @@
     heads        fewer key/value heads; heads that tokens choose; attention as a gated recurrence
     depth        layers more, which pass the stream through or repeat others, and layers less
     spans        layers as one linear map inside the matrix before them
+    inheriting   any architecture from any other's weights: what the search goes by
     converting   what all share: exchanging operators, and how far outputs move
 
 Conversions that leave the function as it is are in `equivalents`.
@@ -21,7 +22,8 @@ from .depth import (
     rearranged,
 )
 from .heads import grouped_heads, linearised, routed_heads
+from .inheriting import inherited
 from .spans import linear_span
 
 __all__ = ["appended_layers", "block_importance", "closest_span", "difference", "dropped_layers", "duplicated_layers",
-           "grouped_heads", "injected_layers", "linear_span", "linearised", "rearranged", "routed_heads"]
+           "grouped_heads", "inherited", "injected_layers", "linear_span", "linearised", "rearranged", "routed_heads"]

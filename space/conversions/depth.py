@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..model import SequenceModel
 
 __all__ = ["appended_layers", "arranged", "below", "block_importance", "closest_span", "dropped_layers", "duplicated_layers",
-           "injected_layers", "layer_streams", "rearranged", "silenced"]
+           "injected_layers", "is_last", "layer_streams", "rearranged", "silenced"]
 
 LAST = ("out", "down", "project")             # what operators call the matrix that writes to the stream
 PROOF = "tests/space/test_conversions_depth.py -k {}"
@@ -72,7 +72,8 @@ def silenced(item: Any, weights: Tensors) -> Tensors:
     """
     found = dict(weights)
     for name, op in item.sublayers() if isinstance(item, Block) else [("", item)]:
-        last = [key for key in weights if _is_last(key, f"{name}.op.")]
+        prefix = f"{name}.op."
+        last = [key for key in weights if key.startswith(prefix) and is_last(key[len(prefix):])]
         if not last:
             raise ValueError(f"a layer passes the stream through when its last matrices are zero: got {type(op).__name__}, "
                              f"which has none called {', '.join(LAST)}")
@@ -80,8 +81,9 @@ def silenced(item: Any, weights: Tensors) -> Tensors:
     return found
 
 
-def _is_last(key: str, prefix: str) -> bool:
-    return key in {f"{prefix}{name}.{kind}" for name in LAST for kind in ("weight", "bias")}
+def is_last(key: str) -> bool:
+    """Whether an operator's parameter is what it writes to the stream with."""
+    return key in {f"{name}.{kind}" for name in LAST for kind in ("weight", "bias")}
 
 
 @torch.no_grad()

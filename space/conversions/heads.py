@@ -25,7 +25,7 @@ from .converting import Tensors, exchanged, from_paper
 if TYPE_CHECKING:
     from ..model import SequenceModel
 
-__all__ = ["as_liger", "as_mixture", "grouped_heads", "linearised", "moved_to_mixture", "pooled_heads", "routed_heads"]
+__all__ = ["as_liger", "as_mixture", "grouped_heads", "linearised", "moved_to_mixture", "regrouped_heads", "routed_heads"]
 
 PROOF = "tests/space/test_conversions.py -k {}"
 
@@ -50,7 +50,7 @@ def grouped_heads(model: SequenceModel, kv_heads: int, layers: Collection[int] |
             raise ValueError(f"kv_heads must divide the key/value heads there are: got {kv_heads} and {now}")
         return replace(op, kv_heads=kv_heads)                                      # type: ignore[type-var]
 
-    return exchanged(model, change, pooled_heads, layers, f"attention with more than {kv_heads} key/value heads")[0]
+    return exchanged(model, change, regrouped_heads, layers, f"attention with more than {kv_heads} key/value heads")[0]
 
 
 def _kv_heads(op: Operator) -> int | None:
@@ -58,18 +58,24 @@ def _kv_heads(op: Operator) -> int | None:
     return op.kv_heads or op.heads if isinstance(op, Attention | CrossAttention | Liger) else None
 
 
-def pooled_heads(name: str, before: Any, after: Any, width: int, weights: Tensors) -> Tensors:
-    """Weights of an attention with fewer key/value heads: means over neighbours wherever an axis counts these heads."""
+def regrouped_heads(name: str, before: Any, after: Any, width: int, weights: Tensors) -> Tensors:
+    """Weights of an attention with other key/value heads, wherever an axis counts these: means over neighbours where there
+    are fewer, copies where there are more."""
     declared = axes_of(before, width)
-    return {key: _pooled(weights[key], declared[key].dims, wanted.dims) for key, wanted in axes_of(after, width).items()}
+    return {key: _regrouped(weights[key], declared[key].dims, wanted.dims) for key, wanted in axes_of(after, width).items()}
 
 
-def _pooled(tensor: Tensor, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Tensor:
+def _regrouped(tensor: Tensor, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Tensor:
     for d, (old, new) in enumerate(zip(before, after, strict=True)):
         if old.size != new.size:
-            first, wanted = next(old.axes()), next(new.axes())
-            assert first.name == "kv_heads" and len(old.segments) == 1, f"heads come first: {old}"
-            tensor = tensor.unflatten(d, (wanted.size, first.size // wanted.size, -1)).mean(d + 1).flatten(d, d + 1)
+            now, wanted = (next(dim.axes()) for dim in (old, new))
+            assert now.name == "kv_heads" and len(old.segments) == 1, f"heads come first: {old}"
+            by_head = tensor.unflatten(d, (now.size, -1))
+            if wanted.size < now.size:
+                by_head = by_head.unflatten(d, (wanted.size, -1)).mean(d + 1)
+            else:
+                by_head = by_head.repeat_interleave(wanted.size // now.size, d)
+            tensor = by_head.flatten(d, d + 1)
     return tensor
 
 
