@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..equivalents.comparing import in_double, sample_inputs, with_weights
+from ..equivalents.comparing import declared_by, in_double, rewritten, sample_inputs, with_weights
 from ..macros.base import Macro
 from ..operator import Operator, Source
 
@@ -38,10 +37,7 @@ def from_paper(source: Source, proof: str) -> Callable[[F], F]:
 def built_from(model: Any) -> Architecture:
     """What the model was built from. Raises ValueError for a module of another origin, or one whose loops have low-rank
     corrections of their matrices."""
-    architecture: Architecture | None = getattr(model, "architecture", None)
-    if architecture is None:
-        raise ValueError(f"a conversion takes a model and its declaration: got {type(model).__name__}, which was not built "
-                         "from an architecture; use architecture.build()")
+    architecture = declared_by(model)
     recursions = [architecture.plan.recursion, *(op.recursion for _, op in architecture.modules if isinstance(op, Macro))]
     if any(getattr(recursion, "lora_rank", 0) for recursion in recursions):
         raise ValueError("corrections per iteration belong to the matrices as they are: got lora_rank; use Loop(times) "
@@ -61,7 +57,7 @@ def exchanged(model: SequenceModel, change: Change, move: Move, layers: Collecti
     architecture = built_from(model)
     plan: Any = architecture.plan
     chosen = _chosen(layers, len(plan.layers))
-    body = tuple(_rewritten(item, change) if i in chosen else item for i, item in enumerate(plan.layers))
+    body = tuple(rewritten(item, change) if i in chosen else item for i, item in enumerate(plan.layers))
     if body == plan.layers:
         raise ValueError(f"a conversion needs {wanted}: got {[type(op).__name__ for _, op in architecture.modules]}")
     weights = in_double(model)
@@ -87,16 +83,6 @@ def _item_of(name: str) -> int:
     """Which item of the body an operator stands in, -1 for embedding, norm and head."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "layers" else -1
-
-
-def _rewritten(item: Any, change: Change) -> Any:
-    """An item of a body with its operators exchanged, at every depth."""
-    if isinstance(item, tuple):
-        return tuple(_rewritten(each, change) for each in item)
-    if isinstance(item, Macro):
-        return replace(item, **{name: _rewritten(getattr(item, name), change) for name in item.holds})   # type: ignore[type-var]
-    after = change(item) if isinstance(item, Operator) else None
-    return item if after is None else after
 
 
 @torch.no_grad()

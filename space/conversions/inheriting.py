@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..axes import Axis, Dim, Param, flat_indices
+from ..equivalents.comparing import declared_by
 from ..operators.attention import Attention
 from ..operators.liger import Liger
 from ..operators.mixture_of_heads import MixtureOfHeads
@@ -48,10 +49,7 @@ def inherited(model: SequenceModel, architecture: Architecture, seed: int = 0) -
 
     Raises ValueError for a model that was not built from an architecture.
     """
-    parent: Architecture | None = getattr(model, "architecture", None)
-    if parent is None:
-        raise ValueError(f"weights are taken over by their declarations: got {type(model).__name__}, which was not built "
-                         "from an architecture; use architecture.build()")
+    parent = declared_by(model)
     made = architecture.build(seed)
     held = {name: p.detach().to("cpu") for name, p in model.named_parameters()}
     tensors = dict(made.named_parameters())
