@@ -206,6 +206,7 @@ _HOMES = {
     "recursive": ".evaluators.recursive",
     "interpreter_loss": ".evaluators.dropping",
     "reduced": ".evaluators.reduced",
+    "Grafted grafted": ".evaluators.grafting",
     "ProgressiveDepth": ".evaluators.strategies.growing",
     "TwoStage": ".evaluators.strategies.two_stage",
     "Learngene": ".evaluators.strategies.learngene",

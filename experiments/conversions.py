@@ -37,9 +37,9 @@ class Settings:
     layers: int = 6
     heads: int = 4
     length: int = 64
-    batch: int = 16
+    batch: int = 8
     steps: int = 400
-    healing_steps: int = 40
+    healing_steps: int = 25
     image_steps: int = 30
     test_batches: int = 8
     calibration_batches: int = 8
