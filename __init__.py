@@ -125,6 +125,7 @@ _HOMES = {
     "CRMSNorm": ".space.operators.crms_norm",
     "PRepBN Affine": ".space.operators.prepbn",
     "Spectral": ".space.operators.spectral",
+    "Branched": ".space.operators.branched",
     "AdaNorm AdaGate": ".space.operators.ada_norm",
     "TimeDependentNorm": ".space.operators.td_norm",
     "Add": ".space.operators.add",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..operators.batchnorm import BatchNorm, BatchNormalisation
+from ..operators.branched import LAST, Branched
 from ..operators.prepbn import Affine, ChannelAffine, PRepBN
 from ..operators.spectral import Spectral, spectral_norm
 from .comparing import compared, declared_by, in_double, rewritten, with_weights
@@ -28,14 +29,14 @@ def folded(model: SequenceModel) -> SequenceModel:
     An `Affine` stands in the place of every `PRepBN` whose annealing is over and of every `BatchNorm`; batch norms inside
     operators that have a field `folded` are in the weights before them, all but their shift (structural
     re-parameterisation); the operator itself, with the matrices it computed with, stands in the place of every `Spectral`
-    one. Batch norms inside other operators, and inside macros, stay.
+    one, and of every `Branched` one whose branches are joined. Batch norms inside other operators, and inside macros, stay.
 
     What such a norm computes in evaluation mode is linear: gain = weight / sqrt(var + eps) + eta, eta being 0 in a batch
     norm, shift = bias - mean * weight / sqrt(var + eps).
 
     Raises:
-        ValueError: a module that was not built from an architecture, a norm that still has a share of layer norm in it, or
-            loops with low-rank corrections of the matrices that norms would go into.
+        ValueError: a module that was not built from an architecture, a norm that still has a share of layer norm in it,
+            branches that are not joined yet, or loops with low-rank corrections of the matrices that norms would go into.
     """
     architecture = declared_by(model)
     plan, weights = architecture.plan, in_double(model)
@@ -50,6 +51,8 @@ def folded(model: SequenceModel) -> SequenceModel:
                 _fold_into_weight(weights, f"{name}.{norm}", f"{name}.{weight}")
         elif isinstance(operator, Spectral):
             _fold_spectral(weights, name, operator)
+        elif isinstance(operator, Branched):
+            _fold_branches(weights, name, operator)
     body = rewritten(plan.layers, _plain)
     _check_loops(architecture)
     made = with_weights(plan, {"embed": _plain(plan.embed), "body": body, "norm": _plain(plan.norm)}, weights, model)
@@ -59,7 +62,7 @@ def folded(model: SequenceModel) -> SequenceModel:
 def _plain(operator: Any) -> Any:
     if isinstance(operator, PRepBN | BatchNorm):
         return Affine()
-    if isinstance(operator, Spectral):
+    if isinstance(operator, Spectral | Branched):
         return operator.op
     return replace(operator, folded=True) if _is_foldable(operator) else operator
 
@@ -98,6 +101,18 @@ def _fold_spectral(weights: dict[str, Tensor], name: str, operator: Spectral) ->
         weights[key] = number / spectral_norm(weights[key], operator.iterations) * weights[key]
     for key in inner:
         weights[f"{name}.{key[len(name) + 4:]}"] = weights.pop(key)
+
+
+def _fold_branches(weights: dict[str, Tensor], name: str, operator: Branched) -> None:
+    """One operator of the means over the branches and of the sums of their last matrices."""
+    trained = weights.pop(f"{name}.trained").item()
+    if trained < operator.warmup + operator.steps:
+        raise ValueError(f"branches are folded when they are joined at {name}: got {trained:.0f} of "
+                         f"{operator.warmup + operator.steps} training steps; train on, or give Branched fewer steps")
+    for first in [key for key in weights if key.startswith(f"{name}.branches.0.")]:
+        key = first.removeprefix(f"{name}.branches.0.")
+        each = torch.stack([weights.pop(f"{name}.branches.{i}.{key}") for i in range(operator.branches)])
+        weights[f"{name}.{key}"] = each.sum(0) if key.split(".")[0] in LAST else each.mean(0)
 
 
 def _fold(weights: dict[str, Tensor], name: str, norm: PRepBN) -> None:
