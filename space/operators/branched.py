@@ -57,25 +57,37 @@ class BranchedOperator(nn.Module):
         return found
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        outputs = [functional_call(branch, weights, (x_BTD,))
-                   for branch, weights in zip(self.branches, self.weights(""), strict=True)]
+        y_BTD = self.summed(x_BTD)
         if self.training:
             self.trained.detach().add_(1)
+        return y_BTD
+
+    def summed(self, x_BTD: Tensor) -> Tensor:
+        """What all branches give."""
+        outputs = [functional_call(branch, weights, (x_BTD,))
+                   for branch, weights in zip(self.branches, self.weights(""), strict=True)]
         return torch.stack(outputs).sum(0)
 
-    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[Any]:
-        return [branch.init_state(batch, dtype=dtype, device=device) if hasattr(branch, "init_state") else {}
-                for branch in self.branches]
+    def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for i, branch in enumerate(self.branches):
+            state = branch.init_state(batch, dtype=dtype, device=device) if hasattr(branch, "init_state") else {}
+            found |= {f"{i}.{name}": value for name, value in state.items()}
+        return found
 
-    def step(self, x_BTD: Tensor, state: list[Any] | None) -> tuple[Tensor, list[Any]]:
+    def step(self, x_BTD: Tensor, state: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
         """The next tokens, every branch with a state of its own; without states each token works alone."""
         if not hasattr(self.branches[0], "step"):
-            return self.forward(x_BTD), [] if state is None else state
-        outputs, after = [], []
+            return self.summed(x_BTD), {} if state is None else state
+        outputs: list[Tensor] = []
+        after: dict[str, Any] = {}
         for i, (branch, weights) in enumerate(zip(self.branches, self.weights("op."), strict=True)):
-            y_BTD, new = functional_call(SpectralStepping(branch), weights, (x_BTD, None if state is None else state[i]))
+            start = f"{i}."
+            own = None if state is None else {name.removeprefix(start): value for name, value in state.items()
+                                              if name.startswith(start)}
+            y_BTD, new = functional_call(SpectralStepping(branch), weights, (x_BTD, own))
             outputs.append(y_BTD)
-            after.append(new)
+            after |= {f"{start}{name}": value for name, value in new.items()}
         return torch.stack(outputs).sum(0), after
 
 

@@ -53,7 +53,8 @@ def test_training_steps_count_and_gradients_reach_every_branch():
 
 
 OPERATORS = {"attention": bp.Attention(heads=2, kv_heads=1, qk_norm=True),
-             "vision": bp.Attention(heads=2, bidirectional=True), "mlp": bp.MLP(ratio=2), "swiglu": bp.SwiGLU(ratio=1), "recurrent": bp.GatedDeltaNet(heads=2)}
+             "vision": bp.Attention(heads=2, bidirectional=True), "mlp": bp.MLP(ratio=2),
+             "swiglu": bp.SwiGLU(ratio=1), "recurrent": bp.GatedDeltaNet(heads=2)}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -73,6 +74,17 @@ def test_joined_branches_of_a_trained_network_fold_into_one_operator(name):
         torch.testing.assert_close(getattr(getattr(layer, field).op, last).weight, total, check_dtype=False)
 
 
+@pytest.mark.parametrize("name", ["attention", "swiglu", "recurrent"])
+def test_branches_decode_with_a_state_each(name):
+    config, x = bp.Branched(OPERATORS[name], branches=2, steps=4), drawn(2, 6, 8)
+    module = made(config, 8, 2.0)
+    state, outputs = module.init_state(2, torch.float64), []
+    for part in (x[:, :3], x[:, 3:4], x[:, 4:]):
+        y, state = module.step(part, state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, 1), module(x))
+
+
 def test_branches_start_as_large_as_one():
     for count in (1, 4):
         declared = bp.Branched(bp.MLP(ratio=1), branches=count).axes(16)
@@ -87,7 +99,8 @@ def test_branches_that_are_not_joined_are_not_folded():
 
 
 def test_folded_branches_are_exported(tmp_path):
-    model = train_on(built(bp.Block(channel=bp.Branched(bp.MLP(), steps=2))), 3)
+    branched = [bp.Branched(op, steps=2) for op in (bp.Attention(heads=2), bp.MLP())]
+    model = train_on(built(bp.Block(*branched)), 3)
     for name, each in (("whole", model), ("folded", bp.folded(model))):
         source = (bp.export(each, tmp_path / name) / "model.py").read_text()
         assert ("lerp" in source) == (name == "whole")
