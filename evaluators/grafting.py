@@ -65,7 +65,7 @@ def grafted(model: SequenceModel, architecture: Architecture, inputs: Tensor, st
     if len(inputs) < 2:
         raise ValueError(f"some inputs are learned from and some are kept for the errors: got {len(inputs)}; give 2 or more")
     places = _new_places(model, architecture)
-    made, fresh = inherited(model, architecture, seed), architecture.build(seed)
+    made, fresh = inherited(model, architecture, seed).to(inputs.device), architecture.build(seed)
     errors, before = {}, {}
     for name in places:
         op, old = made.get_submodule(name), model.get_submodule(name)

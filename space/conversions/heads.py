@@ -20,7 +20,7 @@ from ..operators.cross_attention import CrossAttention
 from ..operators.liger import Liger
 from ..operators.mixture_of_heads import MixtureOfHeads
 from ..tree import axes_of
-from .converting import Tensors, exchanged, from_paper
+from .converting import Tensors, built_from, exchanged, from_paper
 
 if TYPE_CHECKING:
     from ..model import SequenceModel
@@ -70,9 +70,9 @@ def _regrouped(tensor: Tensor, before: tuple[Dim, ...], after: tuple[Dim, ...]) 
         if old.size != new.size:
             now, wanted = (next(dim.axes()) for dim in (old, new))
             assert now.name == "kv_heads" and len(old.segments) == 1, f"heads come first: {old}"
-            by_head = tensor.unflatten(d, (now.size, -1))
+            by_head = torch.unflatten(tensor, d, (now.size, -1))
             if wanted.size < now.size:
-                by_head = by_head.unflatten(d, (wanted.size, -1)).mean(d + 1)
+                by_head = torch.unflatten(by_head, d, (wanted.size, -1)).mean(d + 1)
             else:
                 by_head = by_head.repeat_interleave(wanted.size // now.size, d)
             tensor = by_head.flatten(d, d + 1)
@@ -124,10 +124,10 @@ def moved_to_mixture(before: Attention, after: MixtureOfHeads, width: int, weigh
     """The weights of the mixture: routers at zero, heads in `order`."""
     _, group, head_dim = before.sizes(width)
     order = torch.arange(before.heads) if order is None else order
-    by_head = {key: weights[f"{key}.weight"].unflatten(0, (-1, head_dim)) for key in ("query", "key", "value")}
+    by_head = {key: torch.unflatten(weights[f"{key}.weight"], 0, (-1, head_dim)) for key in ("query", "key", "value")}
     found = {f"{key}.weight": (rows.repeat_interleave(1 if key == "query" else group, 0)[order]).flatten(0, 1)
              for key, rows in by_head.items()}
-    found["out.weight"] = weights["out.weight"].unflatten(1, (-1, head_dim))[:, order].flatten(1)
+    found["out.weight"] = torch.unflatten(weights["out.weight"], 1, (-1, head_dim))[:, order].flatten(1)
     like = weights["out.weight"]
     return found | {key: like.new_zeros(declared.shape) for key, declared in axes_of(after, width).items()
                     if key not in found}
@@ -137,12 +137,12 @@ def moved_to_mixture(before: Attention, after: MixtureOfHeads, width: int, weigh
 def _orders(model: SequenceModel, change: Any, inputs: Tensor) -> dict[str, Tensor]:
     """Of every attention that will change, its heads by the mean norm of what they add to the stream, largest first."""
     found: dict[str, Tensor] = {}
-    named = [(place.name, place.operator) for place in model.architecture.placed]                # type: ignore[union-attr]
+    named: list[tuple[str, Any]] = built_from(model).modules
 
     def weigh(name: str, heads: int) -> Any:
         def hook(module: Any, given: tuple[Tensor, ...]) -> None:
-            y_BTHP = given[0].unflatten(-1, (heads, -1))
-            added_BTHD = torch.einsum("bthp,dhp->bthd", y_BTHP, module.weight.unflatten(1, (heads, -1)))
+            y_BTHP = torch.unflatten(given[0], -1, (heads, -1))
+            added_BTHD = torch.einsum("bthp,dhp->bthd", y_BTHP, torch.unflatten(module.weight, 1, (heads, -1)))
             found[name] = added_BTHD.norm(dim=-1).mean((0, 1)).argsort(descending=True, stable=True).cpu()
         return hook
 
@@ -150,7 +150,7 @@ def _orders(model: SequenceModel, change: Any, inputs: Tensor) -> dict[str, Tens
     for name, op in named:
         if change(op) is not None:
             out = model.get_submodule(f"{name}.out")
-            hooks.append(out.register_forward_pre_hook(weigh(name, op.heads)))                    # type: ignore[attr-defined]
+            hooks.append(out.register_forward_pre_hook(weigh(name, op.heads)))
     try:
         model.eval()(inputs)
     finally:

@@ -57,7 +57,7 @@ def inherited(model: SequenceModel, architecture: Architecture, seed: int = 0) -
     before = {place.name: place for place in parent.placed}
     for place in architecture.placed:
         old = before.get(_former(place.name, pairs))
-        fresh = {key: tensors[f"{place.name}.{key}"] for key in axes_of(place.operator, place.width)}
+        fresh: Tensors = {key: tensors[f"{place.name}.{key}"] for key in axes_of(place.operator, place.width)}
         if old is None:
             _silence(place, fresh)
             continue

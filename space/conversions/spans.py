@@ -93,13 +93,13 @@ def span_tensors(model: SequenceModel, first: int, last: int, inputs: Tensor) ->
     leaves the span."""
     found: list[Tensor] = []
     mixer: Any = model.layers[first - 1].channel
-    hook = mixer.op.register_forward_hook(lambda _, given, y: found.append(y.flatten(0, -2).double()))
+    hook = mixer.op.register_forward_hook(lambda _, given, y: found.append(y))
     try:
         streams = layer_streams(model, inputs)
     finally:
         hook.remove()
-    reached, left = (streams[i].flatten(0, -2).double() for i in (first, last))
-    return found[0], reached - found[0], left
+    given, reached, left = (x.flatten(0, -2).to("cpu", torch.float64) for x in (found[0], streams[first], streams[last]))
+    return given, reached - given, left
 
 
 def fitted_map(m_ND: Tensor, y_ND: Tensor, x_ND: Tensor, loss: str, ridge: float = 0.0) -> Tensor:
@@ -126,5 +126,5 @@ def _least_squares(m_ND: Tensor, target_ND: Tensor, ridge: float) -> Tensor:
     """The smallest of the maps that are best: no entry comes from directions that M never takes."""
     if ridge:
         gram_DD = m_ND.T @ m_ND + ridge * torch.eye(m_ND.shape[1], dtype=m_ND.dtype, device=m_ND.device)
-        return torch.linalg.solve(gram_DD, m_ND.T @ target_ND)
-    return torch.linalg.pinv(m_ND) @ target_ND
+        return torch.linalg.solve(gram_DD, m_ND.T @ target_ND)                       # type: ignore[no-any-return]
+    return torch.linalg.pinv(m_ND) @ target_ND                                        # type: ignore[no-any-return]

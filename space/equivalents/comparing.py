@@ -94,8 +94,8 @@ def compared(model: Any, made: SequenceModel, weights: Mapping[str, Tensor], rul
 
 
 def in_double(model: Any) -> dict[str, Tensor]:
-    """The model's weights by name, in float64."""
-    return {name: p.detach().double() for name, p in model.named_parameters()}
+    """The model's weights by name, in float64 and on the CPU."""
+    return {name: p.detach().to("cpu", torch.float64) for name, p in model.named_parameters()}
 
 
 def rewritten(item: Any, change: Callable[[Operator], Operator | None]) -> Any:

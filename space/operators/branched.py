@@ -34,7 +34,7 @@ class BranchedOperator(nn.Module):
 
     def __init__(self, branches: list[nn.Module], names: list[str], last: list[str], steps: int, warmup: int):
         super().__init__()
-        self.branches = nn.ModuleList(branches)
+        self.branches: Any = nn.ModuleList(branches)
         self.names, self.last, self.steps, self.warmup = names, last, steps, warmup
         self.trained = nn.Parameter(torch.zeros(1), requires_grad=False)
 
@@ -169,7 +169,8 @@ class Branched(Operator):
         return [name for name in self.op.axes(width) if name.removesuffix(".weight").removesuffix(".bias") in LAST]
 
     def axes(self, width: int) -> dict[str, Param]:
-        found, last = {}, self.last(width)
+        found: dict[str, Param] = {}
+        last = self.last(width)
         for name, declared in self.op.axes(width).items():
             if name in last:                                                          # of a sum as large as one
                 declared = replace(declared, init=replace(declared.init, gain=declared.init.gain / math.sqrt(self.branches)))
