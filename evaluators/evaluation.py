@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..space.architecture import Architecture
     from ..space.elastic.supernet import Supernet
     from ..space.genome import Genome
+    from ..space.model import SequenceModel
     from ..space.space import Space
     from .tasks.base import Task
 
@@ -58,7 +59,8 @@ class Evaluator:
                     without steps or task, built untrained.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
                     "extra" holds the test metric too.
-        test        {"loss": test metric} of the module that "score" would judge.
+        test        {"loss": test metric} of the module that "score" would judge, or of the weights in the file
+                    `fidelity["trained"]`.
 
     Every answer has "objectives", "intervals" ([low, high] of those that estimate) and "extra". Numbers are
     given as they are, NaN and infinities included: that a candidate with such a number has failed is for the
@@ -147,6 +149,8 @@ class Evaluator:
             assert self._net is not None
             extracted: nn.Module = self._net.extract(architecture)
             return extracted.eval() if self.task is None else calibrate(extracted, self.task, dtype=self.dtype)
+        if "trained" in job.fidelity:
+            return _loaded(architecture, job.fidelity["trained"]).to(check_device(self.device)).eval()
         if self.task is not None and job.fidelity.get("steps"):
             return self._trained(job, architecture, self.task)[0]
         return architecture.build(seed=job.seed, device=check_device(self.device)).eval()
@@ -166,14 +170,11 @@ class Evaluator:
         """The module before its training: drawn from the seed, or with what it inherits from its parent."""
         if "parent" not in job.fidelity:
             return architecture.build(seed=job.seed)
-        from safetensors.torch import load_file
-
         from ..space.conversions import inherited
         from ..space.genome import Genome
 
         parent = job.fidelity["parent"]
-        model = self.space.architecture(Genome.from_json(parent["genome"])).build()
-        model.load_state_dict(load_file(parent["weights"]), strict=True)
+        model = _loaded(self.space.architecture(Genome.from_json(parent["genome"])), parent["weights"])
         return inherited(model, architecture, seed=job.seed)
 
     def _needed_task(self, job: Job) -> Task:
@@ -222,6 +223,15 @@ def _supernet(space: Space, weights: Weights) -> Supernet:
     net = Supernet(space)
     net.load_numpy(weights)
     return net
+
+
+def _loaded(architecture: Architecture, path: str) -> SequenceModel:
+    """The module with the weights that a training left."""
+    from safetensors.torch import load_file
+
+    model = architecture.build()
+    model.load_state_dict(load_file(path), strict=True)
+    return model
 
 
 def _save(module: nn.Module, architecture: Architecture, path: Path) -> None:

@@ -177,9 +177,9 @@ class Loop:
         return True
 
 
-def saving(folder: Path | None, hash_: str) -> dict[str, str]:
-    """The part of a job's fidelity that says where trained weights go; it is no part of what a result is known by."""
-    return {} if folder is None else {"save": str(folder / f"{hash_}.safetensors")}
+def saving(folder: Path | None, hash_: str, what: str = "save") -> dict[str, str]:
+    """The part of a job's fidelity that says where trained weights go, or are; it is no part of what a result is known by."""
+    return {} if folder is None else {what: str(folder / f"{hash_}.safetensors")}
 
 
 def result_body(job: Job, outcome: Outcome, objectives: Sequence[Criterion]) -> dict[str, Any]:

@@ -221,13 +221,14 @@ def train_alone(session: Session) -> None:
 
 
 def measure_test(session: Session) -> None:
-    """Measure the front again on the test split, which nothing was chosen by."""
+    """Measure the front again on the test split, which nothing was chosen by; where candidates inherit, as they were kept."""
     metric = session.metric
     if metric is None:
         return
     subjects = [Subject(point.number, point.genome, point.hash) for point in session.front()]
     session.evaluate("test", "test", {**session.sweep.fidelity, "split": "test"}, subjects, [metric],
-                     "measuring the front on the test split")
+                     "measuring the front on the test split",
+                     trained=session.sweep.weights_folder if session.sweep.inherit else None)
 
 
 def conclude(session: Session) -> Front:

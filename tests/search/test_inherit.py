@@ -72,6 +72,17 @@ def test_a_candidate_is_its_parents_weights_trained_on(finished):
     assert all(torch.equal(p, kept[name]) for name, p in ours.named_parameters())
 
 
+def test_the_test_split_is_measured_with_the_weights_that_were_kept(finished):
+    from bodyplan.evaluators.evaluation import evaluate_model
+
+    with bp.Journal.open(finished.directory) as journal:
+        measured = {event.body["number"]: event.body["values"]["loss"] for event in journal.events("test")}
+    for point in finished.front():
+        found = evaluate_model(TASK, point.module())
+        assert found["test"] == pytest.approx(measured[point.number], abs=1e-6)
+        assert found["validation"] == pytest.approx(point.values["loss"], abs=1e-6)
+
+
 def test_an_inheriting_sweep_resumes_to_the_trials_of_one_that_was_never_stopped(finished, tmp_path, trials_of, monkeypatch):
     directory, finish, results = tmp_path / "stopped", Loop._finish, []
 
