@@ -9,6 +9,7 @@ STEMS = {"stem": bp.ConvStem(patch=4, channels=3, image=16), "last": bp.ConvStem
 MIXERS = {
     "Conv2d": bp.Conv2d(kernel=3), "MobileConv": bp.MobileConv(kernel=3, expand=2),
     "FusedMobileConv": bp.FusedMobileConv(kernel=3, expand=2), "MultiHeadConv": bp.MultiHeadConv(head_dim=4),
+    "GhostUnit": bp.GhostUnit(), "GhostNet": bp.GhostUnit(gate=None, squeeze=True), "DFCAttention": bp.DFCAttention(),
     "SqueezeformerConv": bp.SqueezeformerConv(kernel=3), "ConformerConv": bp.ConformerConv(kernel=3),
 }
 PIXELS = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(4))
@@ -77,7 +78,7 @@ def test_a_folded_network_is_exported_as_it_computes(tmp_path):
 
 
 def test_norms_that_stay_are_left_as_they_are():
-    model = shaken(network(bp.GhostUnit()))
+    model = shaken(network(bp.PooledAttention(heads=2)))
     ours = bp.folded(model)
     assert 0 < len(norms(ours)) < len(norms(model))
     assert bp.difference(model, ours, PIXELS) < 1e-6
