@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..space.architecture import Architecture
     from ..space.elastic.supernet import Supernet
     from ..space.genome import Genome
+    from ..space.model import SequenceModel
     from ..space.space import Space
     from .tasks.base import Task
 
@@ -54,10 +55,12 @@ class Evaluator:
 
         score       every objective. The module is extracted from the supernet where there are weights, its batch
                     statistics measured anew on training data; else trained alone from `job.seed` for
-                    `fidelity["steps"]`; else, without steps or task, built untrained.
+                    `fidelity["steps"]`, starting from the weights of `fidelity["parent"]` if it names one; else,
+                    without steps or task, built untrained.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
                     "extra" holds the test metric too.
-        test        {"loss": test metric} of the module that "score" would judge.
+        test        {"loss": test metric} of the module that "score" would judge, or of the weights in the file
+                    `fidelity["trained"]`.
 
     Every answer has "objectives", "intervals" ([low, high] of those that estimate) and "extra". Numbers are
     given as they are, NaN and infinities included: that a candidate with such a number has failed is for the
@@ -119,7 +122,10 @@ class Evaluator:
                 notes[objective.name] = answer.note
                 answer = answer.value
             values[objective.name] = float(answer)
-        return {"objectives": values, "intervals": intervals, "extra": {"notes": notes} if notes else {}}
+        extra: dict[str, Any] = {"notes": notes} if notes else {}
+        if "parent" in job.fidelity:
+            extra["parent"] = job.fidelity["parent"]["number"]
+        return {"objectives": values, "intervals": intervals, "extra": extra}
 
     def _standalone(self, job: Job, architecture: Architecture) -> dict[str, Any]:
         task = self._needed_task(job)
@@ -143,6 +149,8 @@ class Evaluator:
             assert self._net is not None
             extracted: nn.Module = self._net.extract(architecture)
             return extracted.eval() if self.task is None else calibrate(extracted, self.task, dtype=self.dtype)
+        if "trained" in job.fidelity:
+            return _loaded(architecture, job.fidelity["trained"]).to(check_device(self.device)).eval()
         if self.task is not None and job.fidelity.get("steps"):
             return self._trained(job, architecture, self.task)[0]
         return architecture.build(seed=job.seed, device=check_device(self.device)).eval()
@@ -152,11 +160,22 @@ class Evaluator:
         steps = job.fidelity.get("steps")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
-        module = architecture.build(seed=job.seed)
+        module = self._start(job, architecture)
         record = train(module, task, steps, lr=self.lr, seed=job.seed, device=self.device, dtype=self.dtype)
         if "save" in job.fidelity:
             _save(module, architecture, Path(job.fidelity["save"]))
         return module.eval(), record
+
+    def _start(self, job: Job, architecture: Architecture) -> nn.Module:
+        """The module before its training: drawn from the seed, or with what it inherits from its parent."""
+        if "parent" not in job.fidelity:
+            return architecture.build(seed=job.seed)
+        from ..space.conversions import inherited
+        from ..space.genome import Genome
+
+        parent = job.fidelity["parent"]
+        model = _loaded(self.space.architecture(Genome.from_json(parent["genome"])), parent["weights"])
+        return inherited(model, architecture, seed=job.seed)
 
     def _needed_task(self, job: Job) -> Task:
         if self.task is None:
@@ -204,6 +223,15 @@ def _supernet(space: Space, weights: Weights) -> Supernet:
     net = Supernet(space)
     net.load_numpy(weights)
     return net
+
+
+def _loaded(architecture: Architecture, path: str) -> SequenceModel:
+    """The module with the weights that a training left."""
+    from safetensors.torch import load_file
+
+    model = architecture.build()
+    model.load_state_dict(load_file(path), strict=True)
+    return model
 
 
 def _save(module: nn.Module, architecture: Architecture, path: Path) -> None:

@@ -16,6 +16,7 @@
     front       Front: the answer of a sweep (origin: its points as architectures and modules)
     fidelity    rank correlation of inherited with standalone scores
     seeds       the seed of an evaluation
+    kinship     whose weights a candidate starts from
     forecast    what a sweep would take
     progress    what a person sees meanwhile (summary: and at the end)
     results     a sweep as its journal tells it, for every view

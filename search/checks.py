@@ -17,7 +17,7 @@ from .journal import FILE_NAME
 if TYPE_CHECKING:
     from ..evaluators.tasks.base import Task
 
-__all__ = ["ORDERS", "check_budget", "check_count", "check_directory", "check_executor", "check_positive",
+__all__ = ["ORDERS", "check_budget", "check_count", "check_directory", "check_executor", "check_inherit", "check_positive",
            "check_sample", "check_space", "check_task", "check_tracking", "check_training", "check_training_strategy",
            "resolve_initial", "resolve_objectives", "resolve_reference"]
 
@@ -127,6 +127,14 @@ def check_training(supernet: bool, trains: bool, task: Task | None, twin: bool) 
     if twin and trains and not supernet:
         raise ValueError("twin=True doubles the evaluations, affordable where candidates share trained weights or "
                          "need none: here every candidate is trained alone; give supernet=True, or leave twin out")
+
+
+def check_inherit(inherit: bool, supernet: bool, trains: bool) -> None:
+    """Raise where candidates are to start from one another's weights and have none of their own."""
+    if inherit and (supernet or not trains):
+        got = "shared weights, supernet=True" if supernet else "no training"
+        raise ValueError(f"inherit=True is for candidates that are trained one by one: got {got}; give a task and an "
+                         "objective that needs a trained model, or leave inherit out")
 
 
 def check_training_strategy(strategy: Any) -> str:

@@ -7,7 +7,8 @@ Events carry a kind, a stream and a JSON body; nothing is ever updated or delete
     supernet    shared weights trained: steps, seconds, losses, file
     probe       one evaluation made to place the reference point
     reference   the reference point, fixed before the search: point, source
-    ask         n, genomes, numbers, new, hashes, labels (and initial: true for the user's own): proposed candidates
+    ask         n, genomes, numbers, new, hashes, labels (and initial: true for the user's own; parents:
+                the trials whose weights they start from): proposed candidates
     result      number, state, values, intervals, failure, seconds, seed, worker, extra: a candidate was evaluated
     tell        asks: indices (in the stream's order of asking) whose results the strategy was given
     twin        the random twin began: trials, expected_seconds

@@ -19,6 +19,7 @@ from .dispatch import Dispatcher
 from .executors.base import Job, Outcome
 from .front import Criterion
 from .journal import Journal
+from .kinship import inheriting, nearest
 from .resume import Ledger, Proposal
 from .seeds import evaluation_seed
 from .strategies.base import Strategy
@@ -67,10 +68,11 @@ class Loop:
 
     def __init__(self, space: Space, journal: Journal, ledger: Ledger, strategy: Strategy, dispatcher: Dispatcher,
                  cache: Cache, *, seed: int, fidelity: Mapping[str, Any], order: str, in_flight: int,
-                 weights_folder: Path | None = None, watch: Callable[[int], None] = lambda number: None):
+                 weights_folder: Path | None = None, inherit: bool = False,
+                 watch: Callable[[int], None] = lambda number: None):
         self.space, self.journal, self.ledger, self.strategy = space, journal, ledger, strategy
         self.dispatcher, self.cache, self.watch = dispatcher, cache, watch
-        self.seed, self.fidelity, self.weights_folder = seed, dict(fidelity), weights_folder
+        self.seed, self.fidelity, self.weights_folder, self.inherit = seed, dict(fidelity), weights_folder, inherit
         self.in_order, self.in_flight = order == "ask", in_flight
         self._next_number = max((trial.number for trial in journal.trials()), default=-1) + 1
         self.is_exhausted = False
@@ -119,6 +121,8 @@ class Loop:
                  "labels": [self.space.labels(genome) for genome in genomes]}
         if self.space.constraints:
             body["repaired"] = [self.space.is_repaired(genome) for genome in genomes]
+        if self.inherit:
+            body["parents"] = [nearest(self.space, genome, self.ledger) for genome in genomes]
         self.journal.append("ask", body, self.ledger.stream)
         for proposal in self.ledger.ask(body):
             if proposal.new:
@@ -142,7 +146,8 @@ class Loop:
             return
         seed = evaluation_seed(self.seed, proposal.genome, self.fidelity)
         self.dispatcher.add(proposal, Job(proposal.number, "score", proposal.genome, seed,
-                                          {**self.fidelity, **saving(self.weights_folder, proposal.hash)}))
+                                          {**self.fidelity, **saving(self.weights_folder, proposal.hash),
+                                           **inheriting(self.weights_folder, proposal, self.ledger)}))
 
     def _record(self, key: Hashable, job: Job, outcome: Outcome) -> None:
         assert isinstance(key, Proposal)
@@ -172,9 +177,9 @@ class Loop:
         return True
 
 
-def saving(folder: Path | None, hash_: str) -> dict[str, str]:
-    """The part of a job's fidelity that says where trained weights go; it is no part of what a result is known by."""
-    return {} if folder is None else {"save": str(folder / f"{hash_}.safetensors")}
+def saving(folder: Path | None, hash_: str, what: str = "save") -> dict[str, str]:
+    """The part of a job's fidelity that says where trained weights go, or are; it is no part of what a result is known by."""
+    return {} if folder is None else {what: str(folder / f"{hash_}.safetensors")}
 
 
 def result_body(job: Job, outcome: Outcome, objectives: Sequence[Criterion]) -> dict[str, Any]:

@@ -72,6 +72,9 @@ class SweepOrigin:
 
     def _made_again(self, architecture: Architecture, trial: Trial) -> nn.Module:
         """The module a worker judged, from its seed; trained as it was trained then."""
+        if "parent" in trial.extra:
+            raise BodyplanError(f"trial {trial.number} began with the weights of trial {trial.extra['parent']}, and its own "
+                                "are missing: restore the directory's weights")
         module = architecture.build(seed=trial.seed or 0)
         if self.trains:
             if self.task is None or self.steps is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULTS", "check_placement", "supernet_threads", "told"]
 
-DEFAULTS = {"device": "cpu", "dtype": "float32", "supernet_workers": 1}
+DEFAULTS = {"device": "cpu", "dtype": "float32", "supernet_workers": 1, "inherit": False}
 
 
 def check_placement(sweep: Sweep) -> None:

@@ -22,13 +22,14 @@ __all__ = ["Ledger", "Proposal", "replay", "seconds_spent", "violation"]
 @dataclass(frozen=True)
 class Proposal:
     """One genome a strategy proposed. `new` is False when its architecture was proposed before, as trial
-    `number`."""
+    `number`. `parent` is the trial whose weights it starts from, where candidates inherit."""
 
     genome: Genome
     number: int
     hash: str
     new: bool
     initial: bool = False
+    parent: int | None = None
 
 
 class Ledger:
@@ -63,8 +64,10 @@ class Ledger:
                 del self.untold[index]
 
     def ask(self, body: Mapping[str, Any]) -> list[Proposal]:
-        made = [Proposal(Genome.from_json(genome), number, hash_, new, body.get("initial", False)) for genome, number,
-                hash_, new in zip(body["genomes"], body["numbers"], body["hashes"], body["new"], strict=True)]
+        parents = body.get("parents", [None] * len(body["genomes"]))
+        made = [Proposal(Genome.from_json(genome), number, hash_, new, body.get("initial", False), parent)
+                for genome, number, hash_, new, parent in zip(body["genomes"], body["numbers"], body["hashes"], body["new"],
+                                                              parents, strict=True)]
         for proposal in made:
             self.number_of.setdefault(proposal.hash, proposal.number)
             self.untold[len(self.proposals)] = None

@@ -98,7 +98,8 @@ class Session:
 
     def evaluate(self, event: str, kind: str, fidelity: Mapping[str, Any], subjects: Sequence[Subject],
                  needed: Sequence[Criterion], name: str,
-                 folder: Path | None = None, replicate: int = 0) -> dict[int, Mapping[str, Any]]:
+                 folder: Path | None = None, replicate: int = 0,
+                 trained: Path | None = None) -> dict[int, Mapping[str, Any]]:
         """Jobs of one kind for some candidates, each result an event; what the journal holds is not done again.
 
         Args:
@@ -108,6 +109,7 @@ class Session:
             name: of the stage, for people.
             folder: where to keep the weights of those trained alone, `<hash>.safetensors`.
             replicate: the number of the repetition, with a seed of its own.
+            trained: where the weights of these candidates are, so that none is trained.
 
         Returns:
             The results' bodies by candidate number, failed ones included.
@@ -116,8 +118,9 @@ class Session:
         done: dict[int, Mapping[str, Any]] = {
             body["number"]: body for body in (e.body for e in self.journal.events(event))
             if body["number"] in wanted and body["fidelity"] == fidelity and body["replicate"] == replicate}
-        jobs = [(subject, self._job(kind, subject, fidelity, folder, replicate)) for subject in subjects
-                if subject.number not in done]
+        jobs = [(subject, self._job(kind, subject, fidelity, {**saving(folder, subject.hash, "save"),
+                                                              **saving(trained, subject.hash, "trained")}, replicate))
+                for subject in subjects if subject.number not in done]
         outcomes = self.dispatcher.each(jobs) if jobs else iter(())
         if jobs:
             self.reporter.begin(name, len(wanted), len(done))
@@ -131,9 +134,9 @@ class Session:
         self.reporter.end()
         return done
 
-    def _job(self, kind: str, subject: Subject, fidelity: Mapping[str, Any], folder: Path | None, replicate: int) -> Job:
+    def _job(self, kind: str, subject: Subject, fidelity: Mapping[str, Any], files: Mapping[str, str], replicate: int) -> Job:
         seed = evaluation_seed(self.sweep.seed, subject.genome, fidelity, replicate)
-        return Job(0, kind, subject.genome, seed, {**fidelity, **saving(folder, subject.hash)}, replicate)
+        return Job(0, kind, subject.genome, seed, {**fidelity, **files}, replicate)
 
     def _fill_cache(self) -> None:
         for trial in self.journal.events("probe"):

@@ -177,7 +177,7 @@ def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, bu
         return
     loop = Loop(sweep.space, session.journal, ledger, strategy, session.dispatcher, session.cache, seed=sweep.seed,
                 fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight,
-                weights_folder=sweep.weights_folder, watch=_Watch(session, stream, ledger))
+                weights_folder=sweep.weights_folder, inherit=sweep.inherit, watch=_Watch(session, stream, ledger))
     session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
     loop.run(budget, initial)
     session.reporter.end()
@@ -221,13 +221,14 @@ def train_alone(session: Session) -> None:
 
 
 def measure_test(session: Session) -> None:
-    """Measure the front again on the test split, which nothing was chosen by."""
+    """Measure the front again on the test split, which nothing was chosen by; where candidates inherit, as they were kept."""
     metric = session.metric
     if metric is None:
         return
     subjects = [Subject(point.number, point.genome, point.hash) for point in session.front()]
     session.evaluate("test", "test", {**session.sweep.fidelity, "split": "test"}, subjects, [metric],
-                     "measuring the front on the test split")
+                     "measuring the front on the test split",
+                     trained=session.sweep.weights_folder if session.sweep.inherit else None)
 
 
 def conclude(session: Session) -> Front:
@@ -260,7 +261,12 @@ def write_report(session: Session) -> None:
 
 
 def drop_weights(session: Session, front: Front) -> None:
-    """Keep the weights of candidates trained alone where somebody may want them: the front, and what was retrained."""
+    """Keep the weights of candidates trained alone where somebody may want them: the front, and what was retrained.
+
+    Where candidates inherit all stay: later ones may start from any of them, and none can be made again from its seed.
+    """
+    if session.sweep.inherit:
+        return
     kept = {point.hash for point in front} | {event.body["hash"] for event in session.journal.events("standalone")}
     for file in (session.sweep.directory / WEIGHTS_FOLDER).glob("*.safetensors"):
         if file.stem not in kept:
@@ -272,6 +278,7 @@ def _training(session: Session) -> dict[str, Any]:
     sweep = session.sweep
     assert sweep.task is not None, "only sweeps with a task train"
     how = (f"inherited from a supernet ({sweep.supernet_label}, {sweep.supernet_steps} steps)" if sweep.supernet
+           else f"from the nearest candidate, trained for {sweep.steps} steps" if sweep.inherit
            else f"trained alone for {sweep.steps} steps")
     return {"weights": how, "data": sweep.task.describe(), "seed": sweep.seed, **told(sweep), "torch": version("torch")}
 

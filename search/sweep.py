@@ -62,6 +62,9 @@ class Sweep:
             step; the result is that of one, to rounding. More than one need executor="ray", and with a cluster a
             directory that its machines share.
         steps: training steps of a candidate trained alone.
+        inherit: such a candidate starts from the weights of the nearest one that the strategy was told of
+            (`space.distance`, `inherited`), the first ones from fresh weights. It then has the steps of its line behind
+            it, so scores compare candidates of one sweep and are no measure of an architecture alone.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
         address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
         device: where supernet and candidates are trained and scored: "cpu", "cuda", "cuda:1"; for every worker that
@@ -98,7 +101,8 @@ class Sweep:
                  supernet_strategy: str | TrainingStrategy = "sandwich", steps: int = 500,
                  timeout: float | None = None, memory_gb: float | None = None, address: str | None = None,
                  reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False,
-                 device: str = "cpu", dtype: str = "float32", supernet_workers: int = 1):
+                 device: str = "cpu", dtype: str = "float32", supernet_workers: int = 1,
+                 inherit: bool = False):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -110,6 +114,8 @@ class Sweep:
         self.seed, self.twin, self.quiet = seed, bool(twin), quiet
         self.supernet = bool(supernet)
         checks.check_training(self.supernet, self.trains, task, self.twin)
+        checks.check_inherit(inherit, self.supernet, self.trains)
+        self.inherit = bool(inherit)
         self._set_effort(supernet_steps, supernet_strategy, steps, retrain, fidelity_sample)
         self._set_executor(executor, workers, order, in_flight, timeout, memory_gb, address)
         self.device, self.dtype, self.supernet_workers = device, dtype, supernet_workers
@@ -170,7 +176,7 @@ class Sweep:
         """What a candidate is judged by during the search, as it enters evaluation seeds and the cache."""
         if self.supernet:
             return {"weights": "inherited"}
-        return {"weights": "own", "steps": self.steps} if self.trains else {}
+        return {"weights": "nearest" if self.inherit else "own", "steps": self.steps} if self.trains else {}
 
     def evaluator(self, weights: Mapping[str, Any] | None = None) -> Evaluator:
         """What judges this sweep's candidates in a worker; `weights` are the supernet's, as numpy arrays."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..genome import Genome
+from ..macros.base import Macro
 from ..operator import Operator
 from ..plan import Block, Plan
 
@@ -18,21 +19,28 @@ if TYPE_CHECKING:
     from ..architecture import Architecture
     from ..model import SequenceModel
 
-__all__ = ["architecture_of", "compared", "each_block", "in_double", "sample_inputs", "with_weights"]
+__all__ = ["architecture_of", "compared", "declared_by", "each_block", "in_double", "rewritten", "sample_inputs",
+           "with_weights"]
 
 TOLERANCE = 1e-9              # of the largest output, in float64
 
 
+def declared_by(model: Any) -> Architecture:
+    """What the model was built from. Raises ValueError for a module of another origin."""
+    architecture: Architecture | None = getattr(model, "architecture", None)
+    if architecture is None:
+        raise ValueError(f"what a network becomes follows from its declaration: got {type(model).__name__}, which was not "
+                         "built from an architecture; use architecture.build()")
+    return architecture
+
+
 def architecture_of(model: Any) -> Architecture:
     """What the model was built from. Raises ValueError for a module of another origin, or of another kind of body."""
-    architecture = getattr(model, "architecture", None)
-    if architecture is None:
-        raise ValueError(f"equivalents follow from declarations: got {type(model).__name__}, which was not built from an "
-                         "architecture; use architecture.build()")
+    architecture = declared_by(model)
     for i, item in enumerate(architecture.plan.layers):
         if not isinstance(item, Block):
             raise ValueError(f"the body is made of blocks at layers[{i}]: got {type(item).__name__}")
-    return architecture                                                              # type: ignore[no-any-return]
+    return architecture
 
 
 def with_weights(plan: Plan, changed: Mapping[str, Any], weights: Mapping[str, Tensor], model: Any) -> SequenceModel:
@@ -86,8 +94,18 @@ def compared(model: Any, made: SequenceModel, weights: Mapping[str, Tensor], rul
 
 
 def in_double(model: Any) -> dict[str, Tensor]:
-    """The model's weights by name, in float64."""
-    return {name: p.detach().double() for name, p in model.named_parameters()}
+    """The model's weights by name, in float64 and on the CPU."""
+    return {name: p.detach().to("cpu", torch.float64) for name, p in model.named_parameters()}
+
+
+def rewritten(item: Any, change: Callable[[Operator], Operator | None]) -> Any:
+    """An item of a body with its operators exchanged, at every depth; None leaves one as it is."""
+    if isinstance(item, tuple):
+        return tuple(rewritten(each, change) for each in item)
+    if isinstance(item, Macro):
+        return replace(item, **{name: rewritten(getattr(item, name), change) for name in item.holds})   # type: ignore[type-var]
+    after = change(item) if isinstance(item, Operator) else None
+    return item if after is None else after
 
 
 def each_block(plan: Plan, change: Any) -> tuple[Any, ...]:

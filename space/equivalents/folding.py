@@ -1,16 +1,19 @@
-"""Norms that became a scale and a shift per channel, such a norm inside the linear map after it, and spectral norms put into
-the matrices."""
+"""Norms that became a scale and a shift per channel, batch norms inside the weights before them, such a norm inside the
+linear map after it, and spectral norms put into the matrices."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..operators.batchnorm import BatchNorm, BatchNormalisation
+from ..operators.branched import LAST, Branched
 from ..operators.prepbn import Affine, ChannelAffine, PRepBN
 from ..operators.spectral import Spectral, spectral_norm
-from .comparing import architecture_of, compared, each_block, in_double, with_weights
+from .comparing import compared, declared_by, in_double, rewritten, with_weights
 
 if TYPE_CHECKING:
     from ..model import SequenceModel
@@ -21,29 +24,73 @@ OWN = ("layer_weight", "layer_bias", "eta", "running_mean", "running_var", "trai
 
 
 def folded(model: SequenceModel) -> SequenceModel:
-    """The network with an `Affine` in the place of every `PRepBN` whose annealing is over, and the operator itself, with the
-    matrices it computed with, in the place of every `Spectral` one.
+    """The network as it is exported best: norms that batches gave their numbers are scales and shifts, or gone.
 
-    What such a norm computes in evaluation mode is linear: gain = weight / sqrt(var + eps) + eta, shift = bias - mean *
-    weight / sqrt(var + eps).
+    An `Affine` stands in the place of every `PRepBN` whose annealing is over and of every `BatchNorm`; batch norms inside
+    operators that have a field `folded` are in the weights before them, all but their shift (structural
+    re-parameterisation); the operator itself, with the matrices it computed with, stands in the place of every `Spectral`
+    one, and of every `Branched` one whose branches are joined. Batch norms inside other operators, and inside macros, stay.
+
+    What such a norm computes in evaluation mode is linear: gain = weight / sqrt(var + eps) + eta, eta being 0 in a batch
+    norm, shift = bias - mean * weight / sqrt(var + eps).
 
     Raises:
-        ValueError: a module that was not built from an architecture, or a norm that still has a share of layer norm in it.
+        ValueError: a module that was not built from an architecture, a norm that still has a share of layer norm in it,
+            branches that are not joined yet, or loops with low-rank corrections of the matrices that norms would go into.
     """
-    architecture = architecture_of(model)
+    architecture = declared_by(model)
     plan, weights = architecture.plan, in_double(model)
     for name, operator in architecture.modules:
         if isinstance(operator, PRepBN):
             _fold(weights, name, operator)
+        elif isinstance(operator, BatchNorm):
+            _fold_batch_norm(weights, name, operator.eps)
+        elif _is_foldable(operator):
+            width = next(place.width for place in architecture.placed if place.name == name)
+            for norm, weight in operator.folds(width).items():                             # type: ignore[attr-defined]
+                _fold_into_weight(weights, f"{name}.{norm}", f"{name}.{weight}")
         elif isinstance(operator, Spectral):
             _fold_spectral(weights, name, operator)
-    body = each_block(plan, lambda block: {name: _plain(getattr(block, name)) for name in ("norm", "mixer", "channel")})
-    made = with_weights(plan, {"body": body, "norm": _plain(plan.norm)}, weights, model)
+        elif isinstance(operator, Branched):
+            _fold_branches(weights, name, operator)
+    body = rewritten(plan.layers, _plain)
+    _check_loops(architecture)
+    made = with_weights(plan, {"embed": _plain(plan.embed), "body": body, "norm": _plain(plan.norm)}, weights, model)
     return compared(model, made, weights, "a norm of batch statistics is a scale and a shift, that of a matrix a number")
 
 
 def _plain(operator: Any) -> Any:
-    return Affine() if isinstance(operator, PRepBN) else operator.op if isinstance(operator, Spectral) else operator
+    if isinstance(operator, PRepBN | BatchNorm):
+        return Affine()
+    if isinstance(operator, Spectral | Branched):
+        return operator.op
+    return replace(operator, folded=True) if _is_foldable(operator) else operator
+
+
+def _is_foldable(operator: Any) -> bool:
+    """Whether batch norms inside an operator may go into the weights before them, and have not."""
+    return hasattr(operator, "folds") and not operator.folded and bool(operator.folds(8))
+
+
+def _check_loops(architecture: Any) -> None:
+    """Raise ValueError where loops correct the matrices that norms would go into."""
+    loops = [architecture.plan.recursion, *(getattr(op, "recursion", None) for _, op in architecture.modules)]
+    if any(getattr(loop, "lora_rank", 0) for loop in loops) and any(_is_foldable(op) for _, op in architecture.modules):
+        raise ValueError("corrections per iteration belong to the matrices without their norms: got lora_rank; use "
+                         "Loop(times) without")
+
+
+def _fold_batch_norm(weights: dict[str, Tensor], name: str, eps: float) -> None:
+    weight, bias, mean, var = (weights.pop(f"{name}.{key}") for key in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight * torch.rsqrt(var + eps)
+    weights |= {f"{name}.weight": scale, f"{name}.bias": bias - mean * scale}
+
+
+def _fold_into_weight(weights: dict[str, Tensor], norm: str, weight: str) -> None:
+    """The scale of a batch norm into the outputs of the weight before it."""
+    _fold_batch_norm(weights, norm, BatchNormalisation(1).eps)
+    scale = weights.pop(f"{norm}.weight")
+    weights[weight] = weights[weight] * scale.view(-1, *[1] * (weights[weight].ndim - 1))
 
 
 def _fold_spectral(weights: dict[str, Tensor], name: str, operator: Spectral) -> None:
@@ -54,6 +101,18 @@ def _fold_spectral(weights: dict[str, Tensor], name: str, operator: Spectral) ->
         weights[key] = number / spectral_norm(weights[key], operator.iterations) * weights[key]
     for key in inner:
         weights[f"{name}.{key[len(name) + 4:]}"] = weights.pop(key)
+
+
+def _fold_branches(weights: dict[str, Tensor], name: str, operator: Branched) -> None:
+    """One operator of the means over the branches and of the sums of their last matrices."""
+    trained = weights.pop(f"{name}.trained").item()
+    if trained < operator.warmup + operator.steps:
+        raise ValueError(f"branches are folded when they are joined at {name}: got {trained:.0f} of "
+                         f"{operator.warmup + operator.steps} training steps; train on, or give Branched fewer steps")
+    for first in [key for key in weights if key.startswith(f"{name}.branches.0.")]:
+        key = first.removeprefix(f"{name}.branches.0.")
+        each = torch.stack([weights.pop(f"{name}.branches.{i}.{key}") for i in range(operator.branches)])
+        weights[f"{name}.{key}"] = each.sum(0) if key.split(".")[0] in LAST else each.mean(0)
 
 
 def _fold(weights: dict[str, Tensor], name: str, norm: PRepBN) -> None:

@@ -19,6 +19,7 @@ from ..axes import Dim
 from ..operators.add import Add
 from ..operators.attention import Attention
 from ..operators.crms_norm import CRMSNorm
+from ..operators.embedding import TokenEmbedding
 from ..operators.head import LanguageHead
 from ..operators.layernorm import LayerNorm
 from ..operators.mlp import MLP, hidden_size
@@ -58,7 +59,8 @@ def recentred(model: SequenceModel) -> SequenceModel:
 def compressed(model: SequenceModel) -> SequenceModel:
     """The trained network with a stream one entry narrower and `CRMSNorm` in place of every layer norm.
 
-    For bodies of `Attention`, `MLP` and `SwiGLU` with layer norms without a shift. Matrices that write lose their last row
+    For bodies of `Attention`, `MLP` and `SwiGLU`, of text or images, with layer norms without a shift: in the paper shifts
+    go into the biases of the matrices that read, which matrices here do not have. Matrices that write lose their last row
     after recentring, those that read take the gain in and their last column off the others.
 
     Raises:
@@ -79,8 +81,7 @@ def compressed(model: SequenceModel) -> SequenceModel:
             weights[f"{name}.weight"] = torch.ones(plan.width - 1, dtype=torch.float64)
         elif name != "embed":
             _narrow(weights, name, op, plan.width, gains.get(name.rpartition(".")[0], gains[""]))
-    table = weights["embed.weight"] * math.sqrt(plan.width / (plan.width - 1))        # it enters times sqrt(width)
-    weights["embed.weight"] = table[:, :-1]
+    _narrow_embedding(weights, plan.embed, plan.width)
     narrow = {"mixer": _as_narrow, "channel": _as_narrow}
     parts = {"width": plan.width - 1, "head": head, "norm": CRMSNorm(plan.norm.eps), "body": each_block(plan, lambda block: {
         "norm": CRMSNorm(block.norm.eps), **{name: make(getattr(block, name), plan.width) for name, make in narrow.items()}})}
@@ -126,6 +127,15 @@ def _untied(architecture: Architecture, weights: dict[str, Tensor], model: Any) 
     return LanguageHead(tied=False, vocab=len(table))
 
 
+def _narrow_embedding(weights: dict[str, Tensor], embed: Any, width: int) -> None:
+    """Whatever enters the stream without its last entry; rows of a table, which enter times sqrt(width), made up for that."""
+    factor = math.sqrt(width / (width - 1)) if isinstance(embed, TokenEmbedding) else 1.0
+    for key, declared in axes_of(embed, width).items():
+        for d, dim in enumerate(declared.dims):
+            if _is_stream(dim):
+                weights[f"embed.{key}"] = factor * weights[f"embed.{key}"].narrow(d, 0, width - 1)
+
+
 def _narrow(weights: dict[str, Tensor], name: str, op: Any, width: int, gain: Tensor) -> None:
     """An operator's matrices for a stream without its last entry."""
     if isinstance(op, LanguageHead):
@@ -134,8 +144,8 @@ def _narrow(weights: dict[str, Tensor], name: str, op: Any, width: int, gain: Te
     for key, declared in axes_of(op, width).items():
         if not declared.is_matrix:
             continue
-        tensor, reads = weights[f"{name}.{key}"], _is_stream(declared.dims[1])
-        weights[f"{name}.{key}"] = _reader(tensor, gain) if reads else tensor[:-1]
+        tensor, (writes, reads) = weights[f"{name}.{key}"], map(_is_stream, declared.dims)
+        weights[f"{name}.{key}"] = _reader(tensor, gain) if reads else tensor[:-1] if writes else tensor
 
 
 def _reader(matrix: Tensor, gain: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..axes import Axis, Dim, Param, axis, param, renamed
 from ..operator import Operator, Source
 
-__all__ = ["BatchNorm", "BatchNormalisation", "batch_norm_axes"]
+__all__ = ["BatchNorm", "BatchNormalisation", "ChannelShift", "batch_norm_axes"]
 
 
 class BatchNormalisation(nn.Module):
@@ -42,12 +42,24 @@ class BatchNormalisation(nn.Module):
         return y_ND.view(x.shape)
 
 
+class ChannelShift(nn.Module):
+    """`x + bias` per channel: what is left of a batch norm whose scale is in the weights before it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
 @dataclass(frozen=True)
 class BatchNorm(Operator):
     """Batch Normalization (Ioffe and Szegedy, 2015). Each place and width has its own gain, shift and statistics.
 
     momentum: the share of the new batch in the running statistics. While training, a token's output depends on the
-    whole batch and later tokens, so it is not causal.
+    whole batch and later tokens, so it is not causal. In a trained network it is a scale and a shift: `folded` makes it
+    `Affine`, and puts those inside operators into the weights before them.
     """
 
     momentum: float = 0.1
@@ -72,6 +84,7 @@ class BatchNorm(Operator):
         return BatchNormalisation(width, self.momentum, self.eps)
 
 
-def batch_norm_axes(place: str, channels: Axis | Dim) -> dict[str, Param]:
-    """The parameters of a `BatchNormalisation` of these channels, called `place`."""
-    return {f"{place}.{name}": renamed(part, "width", channels) for name, part in BatchNorm().axes(1).items()}
+def batch_norm_axes(place: str, channels: Axis | Dim, folded: Any = False) -> dict[str, Param]:
+    """The parameters of a `BatchNormalisation` of these channels, called `place`; of a `ChannelShift` where it is folded."""
+    return {f"{place}.{name}": renamed(part, "width", channels) for name, part in BatchNorm().axes(1).items()
+            if name == "bias" or not folded}

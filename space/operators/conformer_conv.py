@@ -16,7 +16,7 @@ from ...kernels.short_conv.naive import causal_conv
 from ...registry import unknown
 from ..axes import Param, axis, param, renamed
 from ..operator import Operator, Source
-from .batchnorm import BatchNorm, BatchNormalisation
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .checks import require_whole
 from .layernorm import LayerNorm, LayerNormalisation
 from .short_conv import tap_init
@@ -30,12 +30,13 @@ NORMS = ("batch", "layer")
 class ConformerConvolution(nn.Module):
     """`out(silu(norm(conv(a * sigmoid(b)))))`: one projection gives a and b, conv has one filter per channel."""
 
-    def __init__(self, width: int, kernel: int, norm: str, bidirectional: bool):
+    def __init__(self, width: int, kernel: int, norm: str, bidirectional: bool, folded: bool = False):
         super().__init__()
         self.bidirectional = bidirectional
         self.input = nn.Linear(width, 2 * width, bias=False)
         self.taps = nn.Parameter(torch.empty(width, kernel))
-        self.norm = BatchNormalisation(width) if norm == "batch" else LayerNormalisation(width)
+        batch: Any = ChannelShift(width) if folded else BatchNormalisation(width)
+        self.norm = batch if norm == "batch" else LayerNormalisation(width)
         self.out = nn.Linear(width, width, bias=False)
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Tensor]:
@@ -66,7 +67,8 @@ class ConformerConvolution(nn.Module):
 class ConformerConv(Operator):
     """The convolution module of Conformer: Convolution-augmented Transformer for Speech Recognition (Gulati et al., 2020).
 
-    kernel: taps of the depthwise filter; odd when it looks both ways. norm: "batch" as in the paper, or "layer".
+    kernel: taps of the depthwise filter; odd when it looks both ways. norm: "batch" as in the paper, or "layer"; folded:
+    whether a batch norm is in the taps, all but its shift.
     bidirectional: False for a causal filter with a decode state, which needs norm="layer", since batch norm's
     statistics see later tokens.
     """
@@ -74,6 +76,7 @@ class ConformerConv(Operator):
     kernel: Any = 31
     norm: Any = "batch"
     bidirectional: Any = True
+    folded: Any = False
     source: ClassVar[Source] = Source("Conformer: Convolution-augmented Transformer for Speech Recognition", 2020,
                                       options=("S127",))
 
@@ -92,17 +95,23 @@ class ConformerConv(Operator):
         if self.norm == "batch" and not self.bidirectional:
             raise ValueError(f"a causal convolution needs a norm of each token at {where}: got norm='batch', whose "
                              "statistics see later tokens; use norm='layer'")
+        if self.folded and self.norm != "batch":
+            raise ValueError(f"a batch norm is folded at {where}: got norm={self.norm!r} with folded=True; leave one out")
 
     def axes(self, width: int) -> dict[str, Param]:
         d, channels = axis("width", width), axis("channels", width)
         taps = axis("taps", self.kernel, "centre" if self.bidirectional else "trailing")
-        norm = BatchNorm() if self.norm == "batch" else LayerNorm()
+        layer = {f"norm.{name}": renamed(part, "width", channels) for name, part in LayerNorm().axes(width).items()}
         return {"input.weight": param(channels + channels, d), "out.weight": param(d, channels),
                 "taps": param(channels, taps, init=tap_init(self.kernel)),
-                **{f"norm.{name}": renamed(part, "width", channels) for name, part in norm.axes(width).items()}}
+                **(batch_norm_axes("norm", channels, self.folded) if self.norm == "batch" else layer)}
+
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return {"norm": "taps"} if self.norm == "batch" else {}
 
     def build(self, width: int) -> nn.Module:
-        return ConformerConvolution(width, self.kernel, self.norm, bool(self.bidirectional))
+        return ConformerConvolution(width, self.kernel, self.norm, bool(self.bidirectional), bool(self.folded))
 
     def macs(self, width: int, length: int) -> float:
         """Both projections, and every tap at every token, taps on the zeros outside included."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...registry import unknown
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .batchnorm import BatchNorm, BatchNormalisation
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .spatial import as_grid, require_odd
 
 __all__ = ["Conv2d", "ConvolutionUnit"]
@@ -26,11 +26,12 @@ ACTIVATIONS = ("relu", "gelu", "silu")
 class ConvolutionUnit(nn.Module):
     """`norm(conv(activation(x)))` with zeros outside the grid; activation and norm may be missing."""
 
-    def __init__(self, width: int, kernel: int, activation: str | None, norm: bool):
+    def __init__(self, width: int, kernel: int, activation: str | None, norm: bool, folded: bool = False):
         super().__init__()
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(width, width, kernel, kernel))
-        self.norm = BatchNormalisation(width) if norm else None
+        shift: Any = ChannelShift(width) if folded else BatchNormalisation(width)
+        self.norm = shift if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         x_BDHW = as_grid(x).permute(0, 3, 1, 2)
@@ -52,12 +53,14 @@ class Conv2d(Operator):
     """Activation, convolution, batch norm: the operation `nor_conv` of NAS-Bench-201 (Dong and Yang, 2020).
 
     kernel: side of the square kernel, odd; a smaller kernel is the middle of a larger one. activation: "relu",
-    "gelu", "silu" or None. norm: whether batch norm follows. A sequence is a grid of one column.
+    "gelu", "silu" or None. norm: whether batch norm follows; folded: whether it is in the weights, all but its shift. A
+    sequence is a grid of one column.
     """
 
     kernel: Any = 3
     activation: Any = "relu"
     norm: Any = True
+    folded: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -73,17 +76,24 @@ class Conv2d(Operator):
         require_odd("kernel", self.kernel, where)
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise ValueError(f"{unknown('activation', self.activation, ACTIVATIONS)} (at {where}); None for none")
+        if self.folded and not self.norm:
+            raise ValueError(f"a norm is folded where there is one at {where}: got norm=False with folded=True; leave one "
+                             "out")
 
     def axes(self, width: int) -> dict[str, Param]:
         d = axis("width", width)
         declared = {"weight": param(d, d, axis("tap_rows", self.kernel, "centre"),
                                     axis("tap_columns", self.kernel, "centre"))}
         if self.norm:
-            declared |= {f"norm.{name}": part for name, part in BatchNorm().axes(width).items()}
+            declared |= batch_norm_axes("norm", d, self.folded)
         return declared
 
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return {"norm": "weight"} if self.norm else {}
+
     def build(self, width: int) -> nn.Module:
-        return ConvolutionUnit(width, self.kernel, self.activation, bool(self.norm))
+        return ConvolutionUnit(width, self.kernel, self.activation, bool(self.norm), bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         """Every tap at every place, taps on the zeros outside included, as they are executed."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...registry import unknown
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .checks import require_divisor, require_whole
 
 __all__ = ["ConvStem", "HalvedGrid", "HalvingConvolutions"]
@@ -27,10 +27,10 @@ ACTIVATIONS = ("gelu", "relu", "silu")
 class HalvedGrid(nn.Module):
     """`norm(conv(x))` with a kernel of 3 x 3 at stride 2: [B, C, H, W] to [B, E, H / 2, W / 2], rounded up."""
 
-    def __init__(self, channels: int, out: int):
+    def __init__(self, channels: int, out: int, folded: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out, channels, 3, 3))
-        self.norm = BatchNormalisation(out)
+        self.norm: Any = ChannelShift(out) if folded else BatchNormalisation(out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BEHW = F.conv2d(x_BCHW, self.weight, stride=2, padding=1)
@@ -41,11 +41,11 @@ class HalvedGrid(nn.Module):
 class HalvingConvolutions(nn.Module):
     """Halve the resolution and double the channels until the width is reached, an activation between and, `last`, behind."""
 
-    def __init__(self, widths: tuple[int, ...], activation: str, last: bool):
+    def __init__(self, widths: tuple[int, ...], activation: str, last: bool, folded: bool = False):
         super().__init__()
         self.activation, self.last = activation, last
         depth = len(widths) - 1                       # in the names: stems of different depths share nothing
-        self.layers = nn.ModuleDict({f"{depth}_{i}": HalvedGrid(widths[i], widths[i + 1]) for i in range(depth)})
+        self.layers = nn.ModuleDict({f"{depth}_{i}": HalvedGrid(widths[i], widths[i + 1], folded) for i in range(depth)})
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         x_BCHW = pixels_BCHW
@@ -68,7 +68,8 @@ class ConvStem(Operator):
 
     patch: pixels a side that become one token, a power of two: one convolution of 3 x 3 at stride 2 for every halving, each
     with a batch norm, widths doubling up to that of the stream. channels: of the images. image: their side, or (height,
-    width). activation: "gelu", "relu" or "silu" between the convolutions; last: behind the last one as well.
+    width). activation: "gelu", "relu" or "silu" between the convolutions; last: behind the last one as well. folded: whether
+    batch norms are in the weights before them, all but their shift.
     """
 
     patch: Any = 4
@@ -76,6 +77,7 @@ class ConvStem(Operator):
     image: Any = 224
     activation: Any = "gelu"
     last: Any = False
+    folded: Any = False
     kind: ClassVar[str] = "embedding"
     grid: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
@@ -118,11 +120,16 @@ class ConvStem(Operator):
         for i, (before, out) in enumerate(zip(dims, dims[1:], strict=False)):
             taps = (axis("tap_rows", 3, "centre"), axis("tap_columns", 3, "centre"))
             place = f"layers.{len(widths) - 1}_{i}"
-            found |= {f"{place}.weight": param(out, before, *taps), **batch_norm_axes(f"{place}.norm", out)}
+            found |= {f"{place}.weight": param(out, before, *taps), **batch_norm_axes(f"{place}.norm", out, self.folded)}
         return found
 
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        places = [name.removesuffix(".weight") for name, declared in self.axes(width).items() if len(declared.dims) == 4]
+        return {f"{place}.norm": f"{place}.weight" for place in places}
+
     def build(self, width: int) -> nn.Module:
-        return HalvingConvolutions(self._widths(width), self.activation, bool(self.last))
+        return HalvingConvolutions(self._widths(width), self.activation, bool(self.last), bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         """All convolutions of one image, whatever `length` says."""

@@ -41,8 +41,9 @@ class CRMSNorm(Operator):
 
     eps: float = 1e-6
     kind: ClassVar[str] = "norm"
+    proof: ClassVar[str] = "tests/space/test_residuals.py -k pre_ln"
     source: ClassVar[Source] = Source("Pre-RMSNorm and Pre-CRMSNorm Transformers: Equivalent and Efficient Pre-LN "
-                                      "Transformers", 2023, options=("S297",))
+                                      "Transformers", 2023, systems=("S297",))
 
     def axes(self, width: int) -> dict[str, Param]:
         return {"weight": param(axis("width", width), share="own", init="ones")}

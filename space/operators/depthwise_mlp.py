@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .checks import require_whole
 from .depthwise_conv2d import GridFilters, square_taps
 from .mlp import check_ratio, hidden_size
@@ -26,14 +26,14 @@ __all__ = ["DepthwiseMLP", "FilteredFeedForward"]
 class FilteredFeedForward(nn.Module):
     """`weigh(norm(down(h + gelu(norm(conv(h))))))` with `h = gelu(norm(up(x)))` and a norm of its own at each place."""
 
-    def __init__(self, width: int, hidden: int, kernel: int, squeezed: int):
+    def __init__(self, width: int, hidden: int, kernel: int, squeezed: int, folded: bool = False):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=False)
-        self.up_norm = BatchNormalisation(hidden)
+        self.up_norm: Any = ChannelShift(hidden) if folded else BatchNormalisation(hidden)
         self.conv = GridFilters(hidden, kernel)
-        self.conv_norm = BatchNormalisation(hidden)
+        self.conv_norm: Any = ChannelShift(hidden) if folded else BatchNormalisation(hidden)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.down_norm = BatchNormalisation(width)
+        self.down_norm: Any = ChannelShift(width) if folded else BatchNormalisation(width)
         self.weigh = ChannelWeights(width, squeezed, "gelu", "sigmoid") if squeezed else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,12 +49,13 @@ class DepthwiseMLP(Operator):
 
     ratio: hidden size over width. kernel: side of the filters, odd. reduction: the width over that between the matrices that
     weigh channels by what the grid holds; None for no weighing. In the paper those weights multiply the class token, here the
-    tokens; its gate has no sigmoid there.
+    tokens; its gate has no sigmoid there. folded: whether batch norms are in the weights before them, all but their shift.
     """
 
     ratio: Any = 4
     kernel: Any = 3
     reduction: Any = 4
+    folded: Any = False
     kind: ClassVar[str] = "channel"
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
@@ -75,10 +76,16 @@ class DepthwiseMLP(Operator):
         d, f = axis("width", width), axis("hidden", hidden_size(self.ratio, width))
         weigh = squeeze_axes("weigh.", d, self._squeezed(width)) if self.reduction else {}
         return {"up.weight": param(f, d), "conv.taps": square_taps(f, self.kernel), "down.weight": param(d, f), **weigh,
-                **batch_norm_axes("up_norm", f), **batch_norm_axes("conv_norm", f), **batch_norm_axes("down_norm", d)}
+                **batch_norm_axes("up_norm", f, self.folded), **batch_norm_axes("conv_norm", f, self.folded),
+                **batch_norm_axes("down_norm", d, self.folded)}
+
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return {"up_norm": "up.weight", "conv_norm": "conv.taps", "down_norm": "down.weight"}
 
     def build(self, width: int) -> nn.Module:
-        return FilteredFeedForward(width, hidden_size(self.ratio, width), self.kernel, self._squeezed(width))
+        return FilteredFeedForward(width, hidden_size(self.ratio, width), self.kernel, self._squeezed(width),
+                                   bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         """Matrices and filters of all tokens, and the two small matrices once."""

@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 from ..axes import Axis, Dim, Param, axis, param
 from ..operator import Length, Operator, Source
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .pooling import enlarged, mean_pooled
 from .short_conv import tap_init
 from .spatial import as_grid, grid_of, require_odd
 
-__all__ = ["DFCAttention", "GatedGrid", "LongRangeGate", "gate_axes", "gate_macs"]
+__all__ = ["DFCAttention", "GatedGrid", "LongRangeGate", "gate_axes", "gate_folds", "gate_macs"]
 
 
 class LongRangeGate(nn.Module):
     """Numbers between 0 and 1 for every place: squares of 2 x 2 tokens projected, filtered along their row, then along their
     column, one filter per channel, with a norm at each place."""
 
-    def __init__(self, width: int, channels: int, kernel: int):
+    def __init__(self, width: int, channels: int, kernel: int, folded: bool = False):
         super().__init__()
         self.project = nn.Linear(width, channels, bias=False)
-        self.project_norm = BatchNormalisation(channels)
+        self.project_norm: Any = ChannelShift(channels) if folded else BatchNormalisation(channels)
         self.across = nn.Parameter(torch.empty(channels, kernel))
-        self.across_norm = BatchNormalisation(channels)
+        self.across_norm: Any = ChannelShift(channels) if folded else BatchNormalisation(channels)
         self.along = nn.Parameter(torch.empty(channels, kernel))
-        self.along_norm = BatchNormalisation(channels)
+        self.along_norm: Any = ChannelShift(channels) if folded else BatchNormalisation(channels)
 
     def forward(self, x_BHWD: Tensor) -> Tensor:
         g_BHWG = self.project_norm(self.project(mean_pooled(x_BHWD, 2)))
@@ -46,12 +46,18 @@ class LongRangeGate(nn.Module):
         return enlarged(g_BHWG, 2, x_BHWD.shape[1], x_BHWD.shape[2])
 
 
-def gate_axes(place: str, width: Axis, channels: Axis | Dim, kernel: int) -> dict[str, Param]:
+def gate_axes(place: str, width: Axis, channels: Axis | Dim, kernel: int, folded: Any = False) -> dict[str, Param]:
     """The parameters of `LongRangeGate` under `place`."""
     taps = param(channels, axis("gate_taps", kernel, "centre"), init=tap_init(kernel))
     norms = {name: part for norm in ("project_norm", "across_norm", "along_norm")
-             for name, part in batch_norm_axes(f"{place}{norm}", channels).items()}
+             for name, part in batch_norm_axes(f"{place}{norm}", channels, folded).items()}
     return {f"{place}project.weight": param(channels, width), f"{place}across": taps, f"{place}along": taps, **norms}
+
+
+def gate_folds(place: str) -> dict[str, str]:
+    """The weights before every batch norm of `LongRangeGate` under `place`."""
+    return {f"{place}project_norm": f"{place}project.weight", f"{place}across_norm": f"{place}across",
+            f"{place}along_norm": f"{place}along"}
 
 
 def gate_macs(width: int, channels: int, kernel: int, length: Length) -> int:
@@ -62,9 +68,9 @@ def gate_macs(width: int, channels: int, kernel: int, length: Length) -> int:
 class GatedGrid(nn.Module):
     """`x * gate(x)`."""
 
-    def __init__(self, width: int, kernel: int):
+    def __init__(self, width: int, kernel: int, folded: bool = False):
         super().__init__()
-        self.gate = LongRangeGate(width, width, kernel)
+        self.gate = LongRangeGate(width, width, kernel, folded)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
@@ -78,10 +84,11 @@ class DFCAttention(Operator):
     `GhostUnit`.
 
     kernel: taps of both filters, odd. Where a side is odd its last squares are smaller (the authors' code leaves those
-    tokens out and stretches the rest).
+    tokens out and stretches the rest). folded: whether batch norms are in the weights before them, all but their shift.
     """
 
     kernel: Any = 5
+    folded: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -94,10 +101,14 @@ class DFCAttention(Operator):
 
     def axes(self, width: int) -> dict[str, Param]:
         d = axis("width", width)
-        return gate_axes("gate.", d, d, self.kernel)
+        return gate_axes("gate.", d, d, self.kernel, self.folded)
+
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return gate_folds("gate.")
 
     def build(self, width: int) -> nn.Module:
-        return GatedGrid(width, self.kernel)
+        return GatedGrid(width, self.kernel, bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         return float(gate_macs(width, width, self.kernel, length))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..axes import Axis, Dim, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .depthwise_conv2d import GridFilters, square_taps
-from .dfc_attention import LongRangeGate, gate_axes, gate_macs
+from .dfc_attention import LongRangeGate, gate_axes, gate_folds, gate_macs
 from .mlp import check_ratio
 from .spatial import as_grid, require_odd
 from .squeeze_excite import ChannelWeights, squeeze_axes
@@ -28,13 +28,13 @@ __all__ = ["GhostBranch", "GhostFeatures", "GhostUnit", "branch_axes", "branch_m
 class GhostFeatures(nn.Module):
     """Channel 2 i is a projection of the input, channel 2 i + 1 its ghost, a filter of channel 2 i."""
 
-    def __init__(self, width: int, channels: int, kernel: int, rectified: bool):
+    def __init__(self, width: int, channels: int, kernel: int, rectified: bool, folded: bool = False):
         super().__init__()
-        self.channels, self.rectified = channels, rectified
-        self.primary = nn.Linear(width, -(-channels // 2), bias=False)
-        self.primary_norm = BatchNormalisation(-(-channels // 2))
-        self.cheap = GridFilters(-(-channels // 2), kernel)
-        self.cheap_norm = BatchNormalisation(-(-channels // 2))
+        self.channels, self.rectified, half = channels, rectified, -(-channels // 2)
+        self.primary = nn.Linear(width, half, bias=False)
+        self.primary_norm: Any = ChannelShift(half) if folded else BatchNormalisation(half)
+        self.cheap = GridFilters(half, kernel)
+        self.cheap_norm: Any = ChannelShift(half) if folded else BatchNormalisation(half)
 
     def forward(self, x_BHWD: Tensor) -> Tensor:
         first_BHWC = self.primary_norm(self.primary(x_BHWD))
@@ -48,13 +48,13 @@ class GhostBranch(nn.Module):
     """Expanding ghost features times their gate, thinned out by `between`, weighed, and projecting ghost features."""
 
     def __init__(self, width: int, out_width: int, hidden: int, kernel: int, gate: int, squeezed: int,
-                 between: nn.Module | None = None):
+                 between: nn.Module | None = None, folded: bool = False):
         super().__init__()
-        self.expand = GhostFeatures(width, hidden, kernel, True)
-        self.gate = LongRangeGate(width, hidden, gate) if gate else None
+        self.expand = GhostFeatures(width, hidden, kernel, True, folded)
+        self.gate = LongRangeGate(width, hidden, gate, folded) if gate else None
         self.between = between
         self.weigh = ChannelWeights(hidden, squeezed, "relu", "hard") if squeezed else None
-        self.project = GhostFeatures(hidden, out_width, kernel, False)
+        self.project = GhostFeatures(hidden, out_width, kernel, False, folded)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BHWD = as_grid(x)
@@ -75,10 +75,11 @@ def in_fours(size: float) -> int:
     return near + 4 if near < 0.9 * size else near
 
 
-def ghost_axes(place: str, width: Axis | Dim, channels: Axis, kernel: int) -> dict[str, Param]:
+def ghost_axes(place: str, width: Axis | Dim, channels: Axis, kernel: int, folded: Any = False) -> dict[str, Param]:
     """The parameters of `GhostFeatures` whose computed channels are `channels`."""
     return {f"{place}.primary.weight": param(channels, width), f"{place}.cheap.taps": square_taps(channels, kernel),
-            **batch_norm_axes(f"{place}.primary_norm", channels), **batch_norm_axes(f"{place}.cheap_norm", channels)}
+            **batch_norm_axes(f"{place}.primary_norm", channels, folded),
+            **batch_norm_axes(f"{place}.cheap_norm", channels, folded)}
 
 
 def hidden_channels(width: int, config: Any) -> Dim:
@@ -88,12 +89,12 @@ def hidden_channels(width: int, config: Any) -> Dim:
 
 def branch_axes(place: str, width: int, out_width: int, config: Any) -> dict[str, Param]:
     """The parameters of `GhostBranch` between two widths, without those of what stands between."""
-    d, hidden = axis("width", width), hidden_channels(width, config)
+    d, hidden, folded = axis("width", width), hidden_channels(width, config), getattr(config, "folded", False)
     features, out = axis("features", hidden.size // 2), axis("pairs", -(-out_width // 2))
-    gate = gate_axes(f"{place}gate.", d, hidden, config.gate) if config.gate else {}
+    gate = gate_axes(f"{place}gate.", d, hidden, config.gate, folded) if config.gate else {}
     weigh = squeeze_axes(f"{place}weigh.", hidden, in_fours(hidden.size / 4)) if config.squeeze else {}
-    return {**ghost_axes(f"{place}expand", d, features, config.kernel), **gate, **weigh,
-            **ghost_axes(f"{place}project", hidden, out, config.kernel)}
+    return {**ghost_axes(f"{place}expand", d, features, config.kernel, folded), **gate, **weigh,
+            **ghost_axes(f"{place}project", hidden, out, config.kernel, folded)}
 
 
 def branch_macs(width: int, out_width: int, config: Any, length: Length, after: Length) -> float:
@@ -112,14 +113,15 @@ class GhostUnit(Operator):
 
     expand: hidden channels over width, in multiples of 4. kernel: side of the cheap filters, odd. gate: taps of the gate on
     the hidden channels, odd; None for none: GhostNet (Han et al., 2020). squeeze: whether hidden channels are weighed by
-    what the grid holds. A channel and its ghost are neighbours here (half the width apart in the paper), so that narrower
-    layers are parts of wider ones.
+    what the grid holds. folded: whether batch norms are in the weights before them, all but their shift. A channel and its
+    ghost are neighbours here (half the width apart in the paper), so that narrower layers are parts of wider ones.
     """
 
     expand: Any = 3
     kernel: Any = 3
     gate: Any = 5
     squeeze: Any = False
+    folded: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -134,10 +136,16 @@ class GhostUnit(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         return branch_axes("", width, width, self)
 
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        ghosts = {f"{place}.{norm}_norm": f"{place}.{weight}" for place in ("expand", "project")
+                  for norm, weight in (("primary", "primary.weight"), ("cheap", "cheap.taps"))}
+        return ghosts | (gate_folds("gate.") if self.gate else {})
+
     def build(self, width: int) -> nn.Module:
         hidden = hidden_channels(width, self).size
         squeezed = in_fours(hidden / 4) if self.squeeze else 0
-        return GhostBranch(width, width, hidden, self.kernel, self.gate or 0, squeezed)
+        return GhostBranch(width, width, hidden, self.kernel, self.gate or 0, squeezed, folded=bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         return branch_macs(width, width, self, length, length)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..axes import Dim, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .checks import require_divisor, require_whole
 from .spatial import as_grid, require_odd
 
@@ -25,11 +25,11 @@ __all__ = ["HeadConvolutions", "MultiHeadConv"]
 class HeadConvolutions(nn.Module):
     """`out(relu(norm(conv(x))))`; within a head every channel that goes out sees every one that comes in."""
 
-    def __init__(self, width: int, head_dim: int, kernel: int):
+    def __init__(self, width: int, head_dim: int, kernel: int, folded: bool = False):
         super().__init__()
         self.heads = width // head_dim
         self.weight = nn.Parameter(torch.empty(width, head_dim, kernel, kernel))
-        self.norm = BatchNormalisation(width)
+        self.norm: Any = ChannelShift(width) if folded else BatchNormalisation(width)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,12 +43,14 @@ class HeadConvolutions(nn.Module):
 class MultiHeadConv(Operator):
     """Multi-head convolutional attention of Next-ViT (Li et al., 2022), which has no attention in it.
 
-    head_dim: channels of a head; there are width / head_dim. kernel: side of the filters, odd. The paper's convolution block
+    head_dim: channels of a head; there are width / head_dim. kernel: side of the filters, odd. folded: whether the batch
+    norm is in the weights before it, all but its shift. The paper's convolution block
     is `Block(mixer=MultiHeadConv(), norm=NoNorm())` and `Block(channel=MLP(ratio=3, activation="relu"), norm=BatchNorm())`.
     """
 
     head_dim: Any = 32
     kernel: Any = 3
+    folded: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -65,11 +67,15 @@ class MultiHeadConv(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         inner: Dim = axis("heads", width // self.head_dim) * axis("head_dim", self.head_dim)
         taps = [axis("tap_rows", self.kernel, "centre"), axis("tap_columns", self.kernel, "centre")]
-        return {"weight": param(inner, axis("head_channels", self.head_dim), *taps), **batch_norm_axes("norm", inner),
-                "out.weight": param(axis("width", width), inner)}
+        return {"weight": param(inner, axis("head_channels", self.head_dim), *taps),
+                "out.weight": param(axis("width", width), inner), **batch_norm_axes("norm", inner, self.folded)}
+
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return {"norm": "weight"}
 
     def build(self, width: int) -> nn.Module:
-        return HeadConvolutions(width, self.head_dim, self.kernel)
+        return HeadConvolutions(width, self.head_dim, self.kernel, bool(self.folded))
 
     def macs(self, width: int, length: Length) -> float:
         """Filters and projection at every place, taps outside the grid included."""

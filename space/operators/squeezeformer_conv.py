@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..axes import Param, axis, param
 from ..operator import Operator, Source
-from .batchnorm import BatchNormalisation, batch_norm_axes
+from .batchnorm import BatchNormalisation, ChannelShift, batch_norm_axes
 from .checks import require_whole
 from .short_conv import tap_init
 from .spatial import require_odd
@@ -25,11 +25,11 @@ __all__ = ["SqueezeformerConv", "SwishConvolution"]
 class SwishConvolution(nn.Module):
     """`out(silu(norm(conv(silu(input(x))))))`; conv has one filter per channel, zeros outside the sequence."""
 
-    def __init__(self, width: int, channels: int, kernel: int):
+    def __init__(self, width: int, channels: int, kernel: int, folded: bool = False):
         super().__init__()
         self.input = nn.Linear(width, channels, bias=False)
         self.taps = nn.Parameter(torch.empty(channels, kernel))
-        self.norm = BatchNormalisation(channels)
+        self.norm: Any = ChannelShift(channels) if folded else BatchNormalisation(channels)
         self.out = nn.Linear(channels, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -46,11 +46,13 @@ class SqueezeformerConv(Operator):
     the first projection are filtered.
 
     kernel: taps of the depthwise filters, odd. expand: their number over the width, whole. Batch norm sees later tokens
-    while training, so the filters look both ways and there is no decoding step.
+    while training, so the filters look both ways and there is no decoding step. folded: whether it is in the taps, all but
+    its shift.
     """
 
     kernel: Any = 31
     expand: Any = 2
+    folded: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     source: ClassVar[Source] = Source("Squeezeformer: An Efficient Transformer for Automatic Speech Recognition", 2022,
@@ -63,11 +65,15 @@ class SqueezeformerConv(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         d, channels = axis("width", width), axis("expand", self.expand) * axis("channels", width)
         taps = param(channels, axis("taps", self.kernel, "centre"), init=tap_init(self.kernel))
-        return {"input.weight": param(channels, d), "taps": taps, **batch_norm_axes("norm", channels),
+        return {"input.weight": param(channels, d), "taps": taps, **batch_norm_axes("norm", channels, self.folded),
                 "out.weight": param(d, channels)}
 
+    def folds(self, width: int) -> dict[str, str]:
+        """The weights before every batch norm."""
+        return {"norm": "taps"}
+
     def build(self, width: int) -> nn.Module:
-        return SwishConvolution(width, self.expand * width, self.kernel)
+        return SwishConvolution(width, self.expand * width, self.kernel, bool(self.folded))
 
     def macs(self, width: int, length: int) -> float:
         """Both projections, and every tap at every token, taps on the zeros outside included."""

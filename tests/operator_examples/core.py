@@ -42,9 +42,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "BatchNorm": [(BatchNorm(), 32), (BatchNorm(momentum=0.3, eps=1e-3), 16)],
     "ConformerConv": [
         (ConformerConv(kernel=7), 32), (ConformerConv(kernel=5, norm="layer"), 16),
+        (ConformerConv(kernel=3, folded=True), 12),
         (ConformerConv(kernel=4, norm="layer", bidirectional=False), 24)],
     "Conv2d": [(Conv2d(kernel=5), 16), (Conv2d(kernel=3, activation="silu", norm=False), 8),
-               (Conv2d(kernel=1, activation=None), 12)],
+               (Conv2d(kernel=1, activation=None), 12), (Conv2d(kernel=3, folded=True), 12)],
     "ConvNeXtUnit": [(ConvNeXtUnit(kernel=7, layer_scale=0.5), 16), (ConvNeXtUnit(kernel=3, ratio=2), 8)],
     "CrossAttention": [
         (CrossAttention(heads=4, kv_heads=2), 32), (CrossAttention(heads=2, kv_heads=1, head_dim=6), 24),
@@ -70,7 +71,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "MoE": [(MoE(experts=6, top_k=2, ratio=2), 32), (MoE(experts=3, top_k=1, ratio=1), 16),
             (MoE(experts=4, top_k=3, ratio=1), 24)],
     "LayerNorm": [(LayerNorm(), 32), (LayerNorm(bias=False, eps=1e-3, scale=False), 16), (LayerNorm(project=False), 16)],
-    "MobileConv": [(MobileConv(kernel=5, expand=3), 16), (MobileConv(kernel=3, expand=1), 8)],
+    "MobileConv": [(MobileConv(kernel=5, expand=3), 16), (MobileConv(kernel=3, expand=1), 8),
+                   (MobileConv(kernel=3, expand=2, folded=True), 12)],
     "NoNorm": [(NoNorm(), 32)],
     "Pooling": [(Pooling(size=5), 16), (Pooling(size=3), 8)],
     "ReducedAttention": [(ReducedAttention(heads=4, reduction=3), 16), (ReducedAttention(heads=2, reduction=2), 8),

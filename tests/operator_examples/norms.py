@@ -15,6 +15,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "AdaGate": [(bp.AdaGate(), 16), (bp.AdaGate(), 8)],
     "AdaNorm": [(bp.AdaNorm(), 16), (bp.AdaNorm(eps=1e-3), 8)],
     "Affine": [(bp.Affine(), 16), (bp.Affine(), 8)],
+    "Branched": [(bp.Branched(bp.SwiGLU(ratio=2), branches=3, steps=8, warmup=1000), 16),
+                 (bp.Branched(bp.SwiGLU(ratio=1), branches=2, warmup=900), 8)],
     "AugmentedShortcut": [(bp.AugmentedShortcut(paths=3), 24), (bp.AugmentedShortcut(paths=2, block=4), 24),
                           (bp.AugmentedShortcut(paths=1, block=2), 8)],
     "CRMSNorm": [(bp.CRMSNorm(), 15), (bp.CRMSNorm(eps=1e-3), 8)],
@@ -29,6 +31,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 UNVARIED: dict[str, dict[str, str]] = {
     "LayerScale": {"branch": "one number for the whole branch"},
+    "Branched": {"one": "a number of its own"},
     "PRepBN": {"one": "a number of its own"},
     "Spectral": {"matrices": "the gated layer has three"},
     "TimeDependentNorm": {"ends": "the condition moves between two ends", "position": "a place between them is one number"},

@@ -355,6 +355,21 @@ def test_a_trained_pre_ln_network_is_a_narrower_pre_crms_norm_network():
     assert widths == {15}
 
 
+@pytest.mark.parametrize("head", [bp.ClassifierHead(classes=3), bp.ClassifierHead(classes=3, hidden=8)])
+def test_a_pre_ln_vision_transformer_is_both_as_well(head):
+    layer = bp.Block(mixer=bp.Attention(heads=2, bidirectional=True, rotary=False), channel=bp.MLP(ratio=2),
+                     norm=bp.LayerNorm(bias=False))
+    model = bp.Space(embed=bp.PatchEmbedding(patch=4, channels=3, image=12), width=16, norm=bp.LayerNorm(bias=False),
+                     body=(layer, layer), head=head).sample(0).build(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    pixels = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    for ours, width in ((bp.recentred(model), 16), (bp.compressed(model), 15)):
+        torch.testing.assert_close(ours(pixels), model(pixels), rtol=1e-3, atol=1e-4)
+        assert ours.architecture.plan.width == width and ours(pixels).std() > 0.01
+
+
 def test_a_network_whose_annealing_is_over_folds_into_scales_and_shifts():
     model = trained(bp.PRepBN(steps=4), steps=6)
     ours = bp.folded(model)
