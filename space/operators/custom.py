@@ -199,14 +199,15 @@ def _run(module: nn.Module, factory: Callable[[int], Any], width: int, x_BTD: Te
 def _unset_is_nan() -> Iterator[None]:
     """Within, torch fills what `torch.empty` gives with NaN, where it would hold whatever the memory held before."""
     was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
 
 
 @lru_cache(maxsize=256)
