@@ -124,8 +124,11 @@ class LayerStack(nn.Module):
         """All tokens at once through every iteration."""
         for iteration in range(self.times):
             for index, layer in enumerate(self.layers):
-                given = (x_BTD,) if shared is None else (x_BTD, shared)
-                x_BTD = functional_call(layer, self._adapted(iteration, index), given) if len(self.lora) else layer(*given)
+                if len(self.lora):
+                    given = (x_BTD, shared) if shared is not None and getattr(layer, "shares", False) else (x_BTD,)
+                    x_BTD = functional_call(layer, self._adapted(iteration, index), given)
+                else:
+                    x_BTD = as_sequence(layer, x_BTD, True, shared)
         return x_BTD
 
     def run_step(self, x_BTD: Tensor, state: State, shared: Shared | None = None) -> tuple[Tensor, State]:
