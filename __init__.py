@@ -132,6 +132,7 @@ _HOMES = {
     "GatedResidual": ".space.operators.gated_residual",
     "AugmentedShortcut": ".space.operators.augmented_shortcut",
     "CrossAttention": ".space.operators.cross_attention",
+    "CrossViewAttention": ".space.operators.cross_view_attention",
     "WindowAttention": ".space.operators.window_attention",
     "NeighbourhoodAttention": ".space.operators.neighbourhood_attention",
     "HaloAttention": ".space.operators.halo_attention",
