@@ -2,7 +2,7 @@
 
 `systems.tsv` lists the systems (id, tier, class, system, paper). Whether one works here is not written down anywhere: it
 follows from the `source` of whatever a user can name: operators (norms, embeddings and heads among them), macros, residual
-topologies, presets, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
+topologies, presets, tasks, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
 names the preset or combination that their backbone is (id, a Python expression in `bp`, what it leaves out); every one of
 these expressions is built and run by a test. `inexpressible.tsv` says of others what would be needed.
 """
@@ -80,6 +80,7 @@ def _components() -> Iterator[tuple[str, Any, str]]:
     """(name, what has a source, the test that proves it) of everything that can realise a row."""
     import bodyplan
 
+    from .evaluators import tasks
     from .evaluators.strategies import sampling_strategies
     from .search.strategies.base import strategies
     from .space import presets
@@ -96,6 +97,8 @@ def _components() -> Iterator[tuple[str, Any, str]]:
             yield name, component, getattr(component, "proof", test.format(name))
     for name in presets.__all__:
         yield f"presets.{name}", getattr(presets, name), f"tests/space/test_presets.py -k {name}"
+    for name in tasks.__all__:
+        yield f"tasks.{name}", getattr(tasks, name), f"tests/evaluators/tasks -k {name}"
     for name in bodyplan.__all__:
         component = getattr(bodyplan, name)
         if id(component) not in seen:

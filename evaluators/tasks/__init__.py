@@ -8,6 +8,7 @@
     recall.py        mqar(): multi-query associative recall, wrong values in per cent
     copying.py       selective_copying(): wrong tokens in per cent
     permutations.py  permutations(): composition, which needs depth or a state; wrong products in per cent
+    masked.py        masked_inputs(): any of those on tokens, with a share of the training inputs hidden
     data/            the two data sets that ship with the package, with origin and licence
 """
 
@@ -18,14 +19,16 @@ from .base import Batch, Task
 from .copying import CopyingTask, selective_copying
 from .generated import GeneratedTask
 from .language import TextTask, text
+from .masked import MaskedInputs, masked_inputs
 from .permutations import PermutationTask, permutations
 from .recall import RecallTask, mqar
 from .rows import RowsTask, fashion_rows
 from .vision import ImageTask, images
 
-__all__ = ["Batch", "CopyingTask", "GeneratedTask", "ImageTask", "PermutationTask", "RecallTask", "RowsTask", "Task",
-           "TextTask", "fashion_rows", "images", "mqar", "permutations", "selective_copying", "task_registry", "text"]
+__all__ = ["Batch", "CopyingTask", "GeneratedTask", "ImageTask", "MaskedInputs", "PermutationTask", "RecallTask",
+           "RowsTask", "Task", "TextTask", "fashion_rows", "images", "masked_inputs", "mqar", "permutations",
+           "selective_copying", "task_registry", "text"]
 
 task_registry: Registry[object] = Registry("task")
-for _task in (text, images, fashion_rows, mqar, selective_copying, permutations):
+for _task in (text, images, fashion_rows, mqar, selective_copying, permutations, masked_inputs):
     task_registry.register(_task.__name__, _task)
