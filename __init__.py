@@ -202,6 +202,7 @@ _HOMES = {
     "ProgressiveShrinking": ".evaluators.strategies.shrinking",
     "exit_distillation exit_logits exit_loss halting_loss mean_gate routing_loss": ".evaluators.depth",
     "measured_macs Measured": ".evaluators.measured",
+    "byte_probabilities": ".evaluators.byte_level",
     "recursive": ".evaluators.recursive",
     "interpreter_loss": ".evaluators.dropping",
     "reduced": ".evaluators.reduced",
