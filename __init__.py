@@ -60,6 +60,7 @@ _HOMES = {
     "Operator Source": ".space.operator",
     "Custom": ".space.operators.custom",
     "TokenEmbedding PatchEmbedding FrameEmbedding": ".space.operators.embedding",
+    "VariateEmbedding ForecastHead": ".space.operators.variate_embedding",
     "ConvStem": ".space.operators.conv_stem",
     "FrameConvEmbedding": ".space.operators.frame_conv",
     "LanguageHead ClassifierHead": ".space.operators.head",

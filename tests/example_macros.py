@@ -161,6 +161,8 @@ BY_INPUT = {
 def inputs(architecture, length=13):
     if hasattr(architecture.plan.embed, "vocab"):
         return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
+    if hasattr(architecture.plan.embed, "steps"):
+        return torch.randn(2, architecture.plan.embed.steps, 5, generator=torch.Generator().manual_seed(0))
     return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 

@@ -51,6 +51,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (CrossAttention(heads=2), 8)],
     "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8),
                         (DepthwiseConv2d(kernel=5, trainable=False), 8), (DepthwiseConv2d(kernel=3, dilation=2), 8)],
+    "VariateEmbedding": [(bp.VariateEmbedding(steps=10), 16), (bp.VariateEmbedding(steps=7, norm=False), 8)],
+    "ForecastHead": [(bp.ForecastHead(horizon=5, variates=3), 16), (bp.ForecastHead(horizon=3, variates=2), 8),
+                     (bp.ForecastHead(horizon=4), 8)],
     "FrameEmbedding": [(FrameEmbedding(features=10, stack=3), 16), (FrameEmbedding(features=6, stack=2), 8)],
     "GatedDeltaNet": [
         (bp.GatedDeltaNet(heads=2, expand_v=2), 32), (bp.GatedDeltaNet(heads=1, head_dim=8), 16),
