@@ -60,6 +60,8 @@ _HOMES = {
     "Operator Source": ".space.operator",
     "Custom": ".space.operators.custom",
     "TokenEmbedding PatchEmbedding FrameEmbedding": ".space.operators.embedding",
+    "FrozenEmbedding": ".space.operators.frozen_embedding",
+    "feature_tables glyph_features": ".space.operators.feature_table",
     "VariateEmbedding ForecastHead": ".space.operators.variate_embedding",
     "ConvStem": ".space.operators.conv_stem",
     "FrameConvEmbedding": ".space.operators.frame_conv",

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from .axes import Param
 from .macros.running import as_sequence, initial_state, step_part, without_attention
 from .operator import leaf
+from .operators.feature_table import feature_tables
 from .plan import Plan
 from .tree import matrices_of, placed
 
@@ -312,6 +313,8 @@ def initialise(tensor: Tensor, declared: Param, generator: torch.Generator) -> N
         tensor.normal_(0.0, init.gain, generator=generator)
     elif init.kind in ("zeros", "ones", "constant"):
         tensor.fill_({"zeros": 0.0, "ones": 1.0, "constant": init.low}[init.kind])
+    elif init.kind.startswith("table:"):
+        tensor.copy_(feature_tables.get(init.kind.removeprefix("table:"))(*tensor.shape))
     elif init.kind == "values":
         tensor.copy_(tensor.new_tensor(init.values).expand_as(tensor))
     elif init.kind == "uniform":

@@ -123,8 +123,8 @@ def forecasting(path: str | Path | None = None, length: int = 96, horizon: int =
     Without a path the series is generated: half of the variates are random waves that their own past says little of for
     long, each of the others follows one of them, half of `horizon` to `horizon` steps behind, so that its forecast is to be
     read from the leader. Every variate has mean 0 and variance 1 in the training split, the first 70 %; validation are the
-    next 10 %, the test is the rest, and no window crosses from one to another. A model gives each variate in standard deviations
-    of what was seen of it, from its mean, as if it were normalised at both ends (Kim et al., 2022; Liu et al., 2023).
+    next 10 %, the test is the rest, and no window crosses from one to another. A model gives each variate in standard
+    deviations of what was seen of it, from its mean, as if it were normalised at both ends (Kim et al., 2022).
 
     Args:
         path: a file of comma-separated numbers, a row per step, a line of names first; columns of other things are left out.

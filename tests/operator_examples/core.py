@@ -51,6 +51,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (CrossAttention(heads=2), 8)],
     "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8),
                         (DepthwiseConv2d(kernel=5, trainable=False), 8), (DepthwiseConv2d(kernel=3, dilation=2), 8)],
+    "FrozenEmbedding": [(bp.FrozenEmbedding(vocab=40, features=12), 16), (bp.FrozenEmbedding(vocab=30, features=9), 8),
+                        (bp.FrozenEmbedding(vocab=24, table="bits"), 8)],
     "VariateEmbedding": [(bp.VariateEmbedding(steps=10), 16), (bp.VariateEmbedding(steps=7, norm=False), 8)],
     "ForecastHead": [(bp.ForecastHead(horizon=5, variates=3), 16), (bp.ForecastHead(horizon=3, variates=2), 8),
                      (bp.ForecastHead(horizon=4), 8)],
