@@ -48,8 +48,8 @@ class ForecastingTask(Task):
         series_NV = self._split(split)
         starts = self._starts(split, series_NV, step, seed)
         windows_BLV = series_NV[starts[:, None] + np.arange(self.length + self.horizon)]
-        seen, ahead = torch.from_numpy(windows_BLV).split([self.length, self.horizon], 1)
-        return Batch(seen.contiguous(), ahead.contiguous())
+        windows = torch.from_numpy(windows_BLV)
+        return Batch(windows[:, :self.length].contiguous(), windows[:, self.length:].contiguous())
 
     def num_batches(self, split: str) -> int:
         """As many as `held_out_batches` says."""
@@ -197,4 +197,5 @@ def _scaled(series_NV: NDArray[np.float64]) -> NDArray[np.float32]:
     """Mean 0 and variance 1 in the training split; a variate that never changes there stays at 0."""
     train_NV = series_NV[:int(SHARES[0] * len(series_NV))]
     spread_V = train_NV.std(0)
-    return ((series_NV - train_NV.mean(0)) / np.where(spread_V > 0, spread_V, 1)).astype(np.float32)
+    scaled: NDArray[np.float32] = ((series_NV - train_NV.mean(0)) / np.where(spread_V > 0, spread_V, 1)).astype(np.float32)
+    return scaled

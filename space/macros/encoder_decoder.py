@@ -89,8 +89,9 @@ class EncoderDecoder(Macro):
                 + stream_parts(self.decoder, "decoder", width, length, "decoder.layers"))
 
     def build(self, width: int) -> nn.Module:
-        stacks = [Layers(built_layers([entry.item for entry in kept(held)], width)) for held in (self.encoder, self.decoder)]
-        return EncoderDecoderLayers(*stacks, self.memory)
+        encoder, decoder = (Layers(built_layers([entry.item for entry in kept(held)], width))
+                            for held in (self.encoder, self.decoder))
+        return EncoderDecoderLayers(encoder, decoder, self.memory)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         encoded = draft.items([entry.item for entry in kept(self.encoder)], stream, f"{place}.encoder.layers", width)

@@ -53,7 +53,8 @@ def glyph_features(tokens: Sequence[str], features: int, size: int = SIDE, font:
     u_VK, spread_K, _ = torch.linalg.svd(centred_VP, full_matrices=False)
     scores_VF = (u_VK * spread_K)[:, :features]
     largest_F = scores_VF.gather(0, scores_VF.abs().argmax(0, keepdim=True))
-    return (scores_VF * largest_F.sign()).float()                # an axis has no side of its own: its longest entry is up
+    table_VF: Tensor = (scores_VF * largest_F.sign()).float()    # an axis has no side of its own: its longest entry is up
+    return table_VF
 
 
 def _drawn(tokens: Sequence[str], size: int, font: str | None) -> Tensor:
@@ -79,13 +80,11 @@ def _number_bits(number: int, bits: int, pixels: int) -> Tensor:
     return (GREY * digits_N).repeat(-(-pixels // bits))[:pixels]
 
 
-@feature_tables.register("glyphs")
 def code_point_glyphs(vocab: int, features: int) -> Tensor:
     """Pictures of the first `vocab` characters of Unicode, which are the bytes of Latin-1 where there are 256."""
     return glyph_features([chr(point) if not 0xD800 <= point < 0xE000 else "" for point in range(vocab)], features, SIDE)
 
 
-@feature_tables.register("bits")
 def bit_features(vocab: int, features: int) -> Tensor:
     """The number of a token in bits, -1 and 1, the last first. Raises ValueError where some tokens would be alike."""
     if 2**features < vocab:
@@ -93,3 +92,7 @@ def bit_features(vocab: int, features: int) -> Tensor:
                          f"{(vocab - 1).bit_length()} or more")
     digit_F = torch.arange(features).clamp(max=62)               # beyond that a number has zeros alone
     return 2.0 * (torch.arange(vocab)[:, None] >> digit_F & 1) - 1
+
+
+feature_tables.register("glyphs", code_point_glyphs)
+feature_tables.register("bits", bit_features)
