@@ -98,7 +98,8 @@ def _components() -> Iterator[tuple[str, Any, str]]:
     for name in presets.__all__:
         yield f"presets.{name}", getattr(presets, name), f"tests/space/test_presets.py -k {name}"
     for name in tasks.__all__:
-        yield f"tasks.{name}", getattr(tasks, name), f"tests/evaluators/tasks -k {name}"
+        task = getattr(tasks, name)
+        yield f"tasks.{name}", task, getattr(task, "proof", f"tests/evaluators/tasks -k {name}")
     for name in bodyplan.__all__:
         component = getattr(bodyplan, name)
         if id(component) not in seen:
