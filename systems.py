@@ -2,9 +2,9 @@
 
 `systems.tsv` lists the systems (id, tier, class, system, paper). Whether one works here is not written down anywhere: it
 follows from the `source` of whatever a user can name: operators (norms, embeddings and heads among them), macros, residual
-topologies, presets, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
+topologies, presets, tasks, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
 names the preset or combination that their backbone is (id, a Python expression in `bp`, what it leaves out); every one of
-these expressions is built by a test.
+these expressions is built and run by a test. `inexpressible.tsv` says of others what would be needed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import csv
 import importlib
 import json
 import pkgutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,8 @@ from .space.operator import Source, operators
 if TYPE_CHECKING:
     from .space.architecture import Architecture
 
-__all__ = ["System", "catalogue", "expressed", "expressions", "load_operators", "to_json", "to_markdown", "to_text"]
+__all__ = ["System", "catalogue", "expressed", "expressions", "inexpressible", "left_out", "load_operators", "to_json",
+           "to_markdown", "to_text"]
 
 STATES = ("works", "option", "expressible", "missing")
 
@@ -47,11 +49,16 @@ def catalogue() -> list[System]:
     """Every row of the catalogue with its state, in the catalogue's order."""
     realised = _realised()
     rows = []
-    with (Path(__file__).parent / "systems.tsv").open(newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-            state, where, test = realised.get(row["id"], ("missing", "", ""))
-            rows.append(System(row["id"], int(row["tier"]), row["class"], row["system"], row["paper"], state, where, test))
+    for row in _table("systems.tsv"):
+        state, where, test = realised.get(row["id"], ("missing", "", ""))
+        rows.append(System(row["id"], int(row["tier"]), row["class"], row["system"], row["paper"], state, where, test))
     return rows
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    """The rows of a file of tab-separated columns beside this one."""
+    with (Path(__file__).parent / name).open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _realised() -> dict[str, tuple[str, str, str]]:
@@ -73,6 +80,7 @@ def _components() -> Iterator[tuple[str, Any, str]]:
     """(name, what has a source, the test that proves it) of everything that can realise a row."""
     import bodyplan
 
+    from .evaluators import tasks
     from .evaluators.strategies import sampling_strategies
     from .search.strategies.base import strategies
     from .space import presets
@@ -89,6 +97,9 @@ def _components() -> Iterator[tuple[str, Any, str]]:
             yield name, component, getattr(component, "proof", test.format(name))
     for name in presets.__all__:
         yield f"presets.{name}", getattr(presets, name), f"tests/space/test_presets.py -k {name}"
+    for name in tasks.__all__:
+        task = getattr(tasks, name)
+        yield f"tasks.{name}", task, getattr(task, "proof", f"tests/evaluators/tasks -k {name}")
     for name in bodyplan.__all__:
         component = getattr(bodyplan, name)
         if id(component) not in seen:
@@ -106,8 +117,17 @@ def load_operators() -> None:
 
 def expressions() -> dict[str, str]:
     """The combination that expresses a row's backbone, by the row's id."""
-    with (Path(__file__).parent / "expressible.tsv").open(newline="") as lines:
-        return {row["id"]: row["expression"] for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    return {row["id"]: row["expression"] for row in _table("expressible.tsv")}
+
+
+def left_out() -> dict[str, str]:
+    """What the combination of a row leaves out of the paper, by the row's id."""
+    return {row["id"]: row["left out"] for row in _table("expressible.tsv")}
+
+
+def inexpressible() -> dict[str, str]:
+    """What a row's backbone needs and nothing here is, by the row's id."""
+    return {row["id"]: row["missing"] for row in _table("inexpressible.tsv")}
 
 
 def expressed(expression: str) -> Architecture:
@@ -141,15 +161,37 @@ def to_text(rows: list[System]) -> str:
 
 
 def to_markdown(rows: list[System]) -> str:
-    """The page docs/systems.md."""
+    """The page docs/systems.md: the counts, a table of all rows, and every combination with what it leaves out."""
     head = ["# Systems", "", "Printed by `bodyplan systems` from the registry; regenerate with `make systems`.", "",
             _counts(rows), "",
             "*works*: a user can build what the paper describes. *option*: a part of it is an option of what is named. "
-            "*expressible*: its backbone is the combination that is named.", ""]
+            "*expressible*: its backbone is a combination, [below](#expressible) with what that leaves out. Of some that are "
+            "missing it is known [what they would need](#not-expressible).", ""]
     counts = _markdown(("class, tier", *STATES), _by_class(rows))
     table = _markdown(("id", "tier", "class", "system", "state", "where"),
-                      ((r.id, (r.tier, r.kind, r.system, r.state, f"`{r.where}`" if r.where else "")) for r in rows))
-    return "\n".join([*head, *counts, "", *table, ""])
+                      ((r.id, (r.tier, r.kind, r.system, r.state, _place(r))) for r in rows))
+    needs = inexpressible()
+    needed = _markdown(("id", "system", "what it would need"),
+                       ((r.id, (r.system, needs[r.id])) for r in rows if r.state == "missing" and r.id in needs))
+    return "\n".join([*head, *counts, "", *table, "", "## Expressible", "", *_combinations(rows),
+                      "## Not expressible", "", *needed, ""])
+
+
+def _place(row: System) -> str:
+    """What realises a row, in code; a link to a combination, which no cell has room for."""
+    if row.state == "expressible":
+        return f"[combination](#{row.id.lower()})"
+    return f"`{row.where}`" if row.where else ""
+
+
+def _combinations(rows: list[System]) -> Iterator[str]:
+    """A section per combination: the system, what is left out, the expression over several lines."""
+    without = left_out()
+    for row in rows:
+        if row.state == "expressible":
+            code = textwrap.wrap(row.where, 118, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+            yield from (f"### {row.id}", "", f"{row.system} (*{row.paper}*). Left out: {without[row.id]}.", "",
+                        "```python", *code, "```", "")
 
 
 def _markdown(heading: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> list[str]:

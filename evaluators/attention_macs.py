@@ -88,6 +88,14 @@ def _near_pairs(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(2 * batch * module.heads * module.head_dim * pairs)
 
 
+def _other_views(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Pairs of tokens of two views; a single token reads itself."""
+    batch, tokens = _sizes(inputs)
+    sizes = [-(-(n + 1) * tokens // module.views) - -(-n * tokens // module.views) for n in range(module.views)]
+    pairs = sum(size * (tokens - size) for size in sizes) if tokens > 1 else 1
+    return float(2 * batch * module.heads * module.head_dim * pairs)
+
+
 def _manhattan(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, tokens = _sizes(inputs)
     rows, columns = (*inputs[0].shape[1:-1], 1)[:2]
@@ -134,6 +142,7 @@ FORMULAS = {
     "SinusoidTerms": _sinusoids, "MixtureOfHeadsAttention": _heads, "IsomorphicAttention": _isomorphic,
     "SplitPaths": _split, "MixingAttention": _mixing, "SkippingAttention": _heads,
     "GatedPositionalAttention": _all_pairs, "QuadratureAttention": _near_pairs, "ManhattanRetention": _manhattan,
+    "OtherViews": _other_views,
     "PartialAttention": _partial, "VariateAttention": _variates, "ConvProjection": _conv_projection,
     "JointAttention": _joint, "GatedMemory": _memory, "CrossTokenAttention": _cross_tokens,
 }

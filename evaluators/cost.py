@@ -151,7 +151,8 @@ def _reusing_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> flo
 
 def _memory_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = inputs[0].shape[:2]
-    return float(2 * batch * module.heads * module.head_dim * length * inputs[1]["memory"].shape[1])
+    memory = inputs[1][module.memory].flatten(1, -2)
+    return float(2 * batch * module.heads * module.head_dim * length * memory.shape[1])
 
 
 def _window_attention(module: Any, inputs: tuple[Any, ...], output: Any) -> float:

@@ -123,6 +123,8 @@ def example_inputs(plan: Any, batch: int, length: int, device: torch.device, dty
     generator = torch.Generator().manual_seed(0)
     if hasattr(plan.embed, "vocab"):
         return torch.randint(plan.embed.vocab, (batch, length), generator=generator).to(device)
+    if hasattr(plan.embed, "steps"):
+        return torch.randn(batch, plan.embed.steps, length, generator=generator).to(device)
     height, width = plan.embed.sides
     pixels = torch.randn(batch, plan.embed.channels, height, width, generator=generator)
     return pixels.to(device=device, dtype=dtype)

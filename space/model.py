@@ -17,6 +17,7 @@ from torch.func import functional_call
 from .axes import Param
 from .macros.running import as_sequence, initial_state, step_part, without_attention
 from .operator import leaf
+from .operators.feature_table import feature_tables
 from .plan import Plan
 from .tree import matrices_of, placed
 
@@ -124,8 +125,11 @@ class LayerStack(nn.Module):
         """All tokens at once through every iteration."""
         for iteration in range(self.times):
             for index, layer in enumerate(self.layers):
-                given = (x_BTD,) if shared is None else (x_BTD, shared)
-                x_BTD = functional_call(layer, self._adapted(iteration, index), given) if len(self.lora) else layer(*given)
+                if len(self.lora):
+                    given = (x_BTD, shared) if shared is not None and getattr(layer, "shares", False) else (x_BTD,)
+                    x_BTD = functional_call(layer, self._adapted(iteration, index), given)
+                else:
+                    x_BTD = as_sequence(layer, x_BTD, True, shared)
         return x_BTD
 
     def run_step(self, x_BTD: Tensor, state: State, shared: Shared | None = None) -> tuple[Tensor, State]:
@@ -309,6 +313,8 @@ def initialise(tensor: Tensor, declared: Param, generator: torch.Generator) -> N
         tensor.normal_(0.0, init.gain, generator=generator)
     elif init.kind in ("zeros", "ones", "constant"):
         tensor.fill_({"zeros": 0.0, "ones": 1.0, "constant": init.low}[init.kind])
+    elif init.kind.startswith("table:"):
+        tensor.copy_(feature_tables.get(init.kind.removeprefix("table:"))(*tensor.shape))
     elif init.kind == "values":
         tensor.copy_(tensor.new_tensor(init.values).expand_as(tensor))
     elif init.kind == "uniform":

@@ -51,6 +51,8 @@ def example_inputs(config: Operator, width: int, batch: int = 2, length: Length 
     if config.kind == "embedding":
         if hasattr(config, "vocab"):
             return (torch.randint(config.vocab, (batch, *tokens), generator=generator).to(device),)
+        if hasattr(config, "steps"):
+            return (random(batch, config.steps, tokens[0]),)
         if hasattr(config, "features"):
             return (random(batch, tokens[0] * config.stack, config.features),)        # type: ignore[attr-defined]
         return (random(batch, config.channels, *config.sides),)                       # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ NOT_CAUSAL = {
                                        head=bp.LanguageHead(tied=False)),
     "groups and latents": space(bp.FIT(local=bp.repeat(BLOCK, 2), overall=BLOCK, group=4, latents=bp.choice(1, 2))),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
-                               skip=bp.choice("sum", "concat"))),
+                               skip=bp.choice("sum", "concat", "gated"))),
     "separable u-shape": space(bp.UShape(before=BLOCK, inner=BLOCK, after=BLOCK, resample=bp.choice("full", "separable"))),
     "routed": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), capacity=bp.choice(0.25, 0.5),
                                       weight=bp.choice("linear", "tanh", "sigmoid", "through", "none")))),
@@ -109,6 +109,9 @@ NOT_CAUSAL = {
     "sequences leave": space(bp.EarlyExit(bp.repeat(BLOCK, 2), adapters=(BLOCK,), leave="sequence")),
     "encoder-decoder": space(bp.EncoderDecoder(encoder=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=(
         bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP())))),
+    "two encoders": space(bp.EncoderDecoder(encoder=BLOCK, memory="first", decoder=bp.EncoderDecoder(
+        encoder=BLOCK, decoder=(bp.Block(mixer=bp.CrossAttention(heads=2, memory="first")),
+                                bp.Block(mixer=bp.CrossAttention(heads=bp.choice(2, 4)), channel=bp.MLP()))))),
 }
 IMAGES = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
 GRID = {
@@ -143,7 +146,7 @@ GRID = {
     "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
         bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
         BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(3, 2), bp.ToMe(4, protected=1)))), **IMAGES),
-    "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
+    "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2), skip=bp.choice("sum", "gated")), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
 # What runs here depends on the input, so that their costs are expectations.
@@ -158,6 +161,8 @@ BY_INPUT = {
 def inputs(architecture, length=13):
     if hasattr(architecture.plan.embed, "vocab"):
         return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
+    if hasattr(architecture.plan.embed, "steps"):
+        return torch.randn(2, architecture.plan.embed.steps, 5, generator=torch.Generator().manual_seed(0))
     return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 

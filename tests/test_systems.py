@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from bodyplan.systems import STATES, catalogue, expressed, expressions, to_markdown, to_text
+import torch
+from bodyplan.systems import STATES, catalogue, expressed, expressions, inexpressible, left_out, to_markdown, to_text
 
 ROOT = Path(__file__).parent.parent
 ROWS = catalogue()
@@ -34,11 +35,54 @@ def test_every_claim_names_tests_that_exist(collected):
         assert found, f"{row.id} {row.where} is proved by {row.test}: no such test; give {row.where} a `proof`"
 
 
+def example(plan, length=16):
+    """A random input of the kind that a network's embedding takes."""
+    generator = torch.Generator().manual_seed(0)
+    if hasattr(plan.embed, "vocab"):
+        return torch.randint(plan.embed.vocab, (1, length), generator=generator)
+    if hasattr(plan.embed, "image"):
+        return torch.randn(1, plan.embed.channels, *plan.embed.sides, generator=generator)
+    return torch.randn(1, length, plan.embed.features, generator=generator)
+
+
 @pytest.mark.parametrize("system", sorted(expressions()))
-def test_what_is_expressible_builds(system):
-    row = next(row for row in ROWS if row.id == system)
-    assert row.state != "missing"
-    assert len(list(expressed(expressions()[system]).build(device="meta").parameters())) > 0
+def test_what_is_expressible_builds_and_runs(system):
+    architecture = expressed(expressions()[system])
+    model, inputs = architecture.build().eval(), example(architecture.plan)
+    with torch.no_grad():
+        outputs = model(inputs, inputs) if model.reads_source else model(inputs)
+    assert outputs.isfinite().all() and outputs.std() > 0
+
+
+def test_every_combination_is_of_one_row_that_the_catalogue_has_and_says_what_it_leaves_out():
+    known = {row.id for row in ROWS}
+    files = [[line.split("\t") for line in (ROOT / name).read_text().splitlines()]
+             for name in ("expressible.tsv", "inexpressible.tsv")]
+    for (heading, *lines) in files:
+        assert all(len(cells) == len(heading) and all(cells) for cells in lines)
+    ids = [cells[0] for _, *lines in files for cells in lines]
+    assert ids and not [n for n, count in Counter(ids).items() if count > 1] and set(ids) <= known
+    assert all(row.state != "missing" for row in ROWS if row.id in expressions())
+    assert left_out().keys() == expressions().keys()
+
+
+def test_every_application_is_a_combination_or_says_what_it_would_need():
+    for row in ROWS:
+        if row.tier == 3:
+            assert row.state != "missing" or row.id in inexpressible(), row.id
+
+
+def test_the_page_shows_every_combination_as_code_with_what_it_leaves_out():
+    page = to_markdown(ROWS)
+    for row in ROWS:
+        section = page.partition(f"### {row.id}\n")[2].partition("\n##")[0]
+        assert bool(section) == (row.state == "expressible") == (f"[combination](#{row.id.lower()})" in page)
+        if section:
+            code = section.partition("```python\n")[2].partition("\n```")[0]
+            assert "".join(code.split()) == "".join(row.where.split()) and compile(code, row.id, "eval")
+            assert f"Left out: {left_out()[row.id]}." in section and max(map(len, code.splitlines())) <= 118
+    for system, missing in inexpressible().items():
+        assert re.search(rf"^\| {system} \|.*\| {re.escape(missing)} \|$", page, flags=re.MULTILINE)
 
 
 def test_a_combination_that_is_no_network_is_refused():

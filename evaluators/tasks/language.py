@@ -38,6 +38,7 @@ class TextTask(Task):
     name: ClassVar[str] = "text"
     metric: ClassVar[str] = "bits_per_byte"
     unit: ClassVar[str] = "bits/byte"
+    num_tokens: ClassVar[int] = BYTES
 
     def batch(self, split: str, step: int, seed: int) -> Batch:
         """(inputs, targets), both int64 of shape (batch, length); targets are the inputs one byte later."""

@@ -145,6 +145,8 @@ def _example(architecture: Architecture, batches: list[Any]) -> Any:
         return torch.randint(embed.vocab, (2, 16), generator=generator)
     if hasattr(embed, "sides"):
         return torch.randn(2, embed.channels, *embed.sides, generator=generator)
+    if hasattr(embed, "steps"):
+        return torch.randn(2, embed.steps, 4, generator=generator)
     if hasattr(embed, "features"):
         return torch.randn(2, 4 * embed.stack, embed.features, generator=generator)
     raise ValueError(f"outputs are compared before and after: {type(embed).__name__} does not say what it takes; give "

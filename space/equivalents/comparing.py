@@ -68,6 +68,8 @@ def sample_inputs(embed: Operator) -> Tensor:
     given: Any = embed
     if hasattr(embed, "vocab"):
         return torch.randint(given.vocab, (2, 12), generator=generator)
+    if hasattr(embed, "steps"):
+        return torch.randn(2, given.steps, 6, generator=generator)
     if hasattr(embed, "features"):
         return torch.randn(2, 8 * given.stack, given.features, generator=generator)
     return torch.randn(2, given.channels, *given.sides, generator=generator)

@@ -142,7 +142,7 @@ def _write(folder: Path, architecture: Architecture, module: nn.Module, source: 
 
 
 def _example(architecture: Architecture) -> dict[str, Tensor]:
-    """Fixed inputs: tokens spread over the vocabulary, a smooth image, smooth frames; a source of another length.
+    """Fixed inputs: tokens spread over the vocabulary, a smooth image, smooth frames or series; a source of another length.
 
     Raises:
         ValueError: an embedding of somebody's own does not say what it takes.
@@ -151,6 +151,8 @@ def _example(architecture: Architecture) -> dict[str, Tensor]:
     if hasattr(embed, "vocab"):
         found = {"inputs": (torch.arange(BATCH * TOKENS) * 7919 % int(embed.vocab)).view(BATCH, TOKENS)}
         return {**found, "source": found["inputs"].flip(1)[:, :SOURCE].contiguous()} if has_source(architecture) else found
+    if hasattr(embed, "steps"):
+        return {"inputs": _smooth(BATCH, int(embed.steps), TOKENS)}
     if hasattr(embed, "features"):
         return {"inputs": _smooth(BATCH, TOKENS * int(embed.stack), int(embed.features))}
     if not hasattr(embed, "sides"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UShape", "UShapeLayers"]
 
-SKIPS, RESAMPLES = ("sum", "concat"), ("full", "separable")
+SKIPS, RESAMPLES = ("sum", "concat", "gated"), ("full", "separable")
 
 
 class Upsample(nn.Module):
@@ -48,21 +48,37 @@ class Upsample(nn.Module):
         return y_BTD
 
 
+class AttentionGate(nn.Module):
+    """`sigmoid(score(relu(skip(x) + below(y)))) x`: a number per place says how much of x, the outer stream, goes across."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.skip = nn.Linear(width, hidden, bias=False)
+        self.below = nn.Linear(width, hidden)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        gate_BT1 = torch.sigmoid(self.score(F.relu(self.skip(x_BTD) + self.below(y_BTD))))
+        return gate_BT1 * x_BTD
+
+
 class UShapeLayers(nn.Module):
     """Before, down, inner, up, merge with what came before, after."""
 
     shares = True
 
     def __init__(self, before: nn.Module, down: nn.Module, inner: nn.Module, up: nn.Module, after: nn.Module,
-                 merge: nn.Module | None = None):
+                 merge: nn.Module | None = None, gate: nn.Module | None = None):
         super().__init__()
         self.before, self.down, self.inner, self.up, self.after = before, down, inner, up, after
-        self.merge = merge
+        self.merge, self.gate = merge, gate
 
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         more = () if shared is None else (shared,)
         x_BTD = self.before(x_BTD, *more)
         y_BTD: Tensor = self.up(self.inner(self.down(x_BTD), *more), x_BTD)
+        if self.gate is not None:
+            x_BTD = self.gate(x_BTD, y_BTD)
         x_BTD = x_BTD + y_BTD if self.merge is None else self.merge(torch.cat([x_BTD, y_BTD], dim=-1))
         return self.after(x_BTD, *more)                                              # type: ignore[no-any-return]
 
@@ -73,7 +89,9 @@ class UShape(Macro):
 
     before, after: layers at the outer resolution. inner: layers, which may hold another `UShape`. stride: 2 for a
     sequence, (2, 2) for a grid. width: of the inner layers; None keeps it. skip: how the stream from before meets the
-    one from below, "sum" or "concat" with a projection. resample: "full" convolutions of kernel = stride down and up, or
+    one from below, "sum", "concat" with a projection, or "gated": an attention gate that reads both weighs every place of the
+    former before they are concatenated (Attention U-Net, Oktay et al., 2018; the gate is computed at the outer resolution,
+    its hidden layer is half as wide). resample: "full" convolutions of kernel = stride down and up, or
     "separable" ones of `kernel` taps down and repeated tokens up, as in Squeezeformer (Kim et al., 2022). Looks ahead: not
     causal.
     """
@@ -116,9 +134,18 @@ class UShape(Macro):
                  "up.weight": param(into, out, *taps), "up.bias": param(out, init="zeros")}
         if self.resample == "separable":
             found = separable_axes(out, into, len(self.strides), self.kernel)
-        if self.skip == "concat":
+        if self.skip != "sum":
             found["merge.weight"] = param(out, axis("sides", 2) * axis("width", width))
+        if self.skip == "gated":
+            hidden, one = axis("gate_width", self.gate_width(width)), axis("one", 1)
+            found |= {"gate.skip.weight": param(hidden, out), "gate.below.weight": param(hidden, out),
+                      "gate.below.bias": param(hidden, init="zeros"), "gate.score.weight": param(one, hidden),
+                      "gate.score.bias": param(one, init="zeros")}
         return found
+
+    def gate_width(self, width: int) -> int:
+        """Hidden units of the gate."""
+        return max(width // 2, 1)
 
     def parts(self, width: int, length: Length) -> list[Part]:
         inner, shape = self.width or width, after_stride(length, self.strides)
@@ -128,7 +155,8 @@ class UShape(Macro):
 
     def macs(self, width: int, length: Length) -> float:                             # type: ignore[override]
         axes, below = self.axes(width), tokens_of(after_stride(length, self.strides))
-        merge = axes["merge.weight"].numel * tokens_of(length) if "merge.weight" in axes else 0
+        outer = ("merge.weight", "gate.skip.weight", "gate.below.weight", "gate.score.weight")
+        merge = sum(axes[name].numel for name in outer if name in axes) * tokens_of(length)
         if self.resample == "separable":
             down = (axes["down.taps"].numel + axes["down.mix.weight"].numel) * below
             return float(down + axes["up.mix.weight"].numel * tokens_of(length) + merge)
@@ -140,13 +168,15 @@ class UShape(Macro):
         def layers(held: Any, at_width: int) -> nn.Module:
             return Layers(built_layers([entry.item for entry in kept(held)], at_width))
 
-        merge = nn.Linear(2 * width, width, bias=False) if self.skip == "concat" else None
+        merge = nn.Linear(2 * width, width, bias=False) if self.skip != "sum" else None
+        gate = AttentionGate(width, self.gate_width(width)) if self.skip == "gated" else None
         down: nn.Module = Resample(width, inner, self.strides, self.strides)
         up: nn.Module = Upsample(inner, width, self.strides)
         if self.resample == "separable":
             down = SeparableDown(width, inner, self.strides, self.kernel)
             up = RepeatedTokens(inner, width, self.strides)
-        return UShapeLayers(layers(self.before, width), down, layers(self.inner, inner), up, layers(self.after, width), merge)
+        return UShapeLayers(layers(self.before, width), down, layers(self.inner, inner), up, layers(self.after, width), merge,
+                            gate)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         inner = self.width or width

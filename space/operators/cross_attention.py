@@ -16,20 +16,22 @@ from ..axes import Param, axis, param
 from ..operator import Operator, Source
 from .checks import require_divisor, require_whole
 
-__all__ = ["CrossAttention", "MemoryAttention"]
+__all__ = ["CrossAttention", "MemoryAttention", "check_memory"]
+
+KEPT = ("source", "condition", "kv", "first_value", "first_seen", "layers", "chosen")      # other things that layers share
 
 
 class MemoryAttention(nn.Module):
-    """Queries from the stream; keys and values from `shared["memory"]`, [B, S, D], the output of the encoder.
+    """Queries from the stream; keys and values from `shared[memory]`, [B, S, D], the output of the encoder, or a grid.
 
     All tokens see the whole memory. While decoding, its keys and values are computed once and kept in the state.
     """
 
     shares = True
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int):
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, memory: str = "memory"):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.heads, self.kv_heads, self.head_dim, self.memory = heads, kv_heads, head_dim, memory
         self.query = nn.Linear(width, heads * head_dim, bias=False)
         self.key = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.value = nn.Linear(width, kv_heads * head_dim, bias=False)
@@ -44,12 +46,12 @@ class MemoryAttention(nn.Module):
 
     def step(self, x_BTD: Tensor, state: dict[str, Tensor] | None,
              shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The next T tokens. Reads `shared["memory"]` until a state holds its keys and values."""
+        """The next T tokens. Reads `shared[memory]` until a state holds its keys and values."""
         if state is None or state["key"].shape[1] == 0:
-            if shared is None or "memory" not in shared:
-                raise ValueError("cross-attention reads what an encoder hands on: got no memory; "
+            if shared is None or self.memory not in shared:
+                raise ValueError(f"cross-attention reads what an encoder hands on: got no {self.memory}; "
                                  "put it into EncoderDecoder(encoder, decoder=...)")
-            memory_BSD = shared["memory"]
+            memory_BSD = shared[self.memory].flatten(1, -2)
             state = {"key": self.key(memory_BSD).unflatten(-1, (self.kv_heads, self.head_dim)),
                      "value": self.value(memory_BSD).unflatten(-1, (self.kv_heads, self.head_dim))}
         q_BHTP = self.query(x_BTD).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
@@ -64,12 +66,14 @@ class CrossAttention(Operator):
     key/value heads (Ainslie et al., 2023) and no positions.
 
     Stands in the decoder of an encoder-decoder, whose module hands in the memory. head_dim defaults to width / heads.
-    Costs take the memory to be as long as the stream.
+    memory: the name of the encoder's output, where there are several encoders: as of `EncoderDecoder`. Costs take the memory
+    to be as long as the stream.
     """
 
     heads: Any = 4
     kv_heads: Any = None
     head_dim: Any = None
+    memory: Any = "memory"
     reads_shared: ClassVar[bool] = True
     cross: ClassVar[bool] = True
     patterns: ClassVar[tuple[str, ...]] = ("noncausal cross",)
@@ -81,6 +85,7 @@ class CrossAttention(Operator):
         return kv_heads, self.heads // kv_heads, self.head_dim or width // self.heads
 
     def check(self, width: int, where: str) -> None:
+        check_memory(self.memory, where)
         require_whole("heads", self.heads, where)
         if self.head_dim is None:
             require_divisor("heads", self.heads, "width", width, where)
@@ -97,7 +102,7 @@ class CrossAttention(Operator):
 
     def build(self, width: int) -> nn.Module:
         kv_heads, _, head_dim = self.sizes(width)
-        return MemoryAttention(width, self.heads, kv_heads, head_dim)
+        return MemoryAttention(width, self.heads, kv_heads, head_dim, self.memory)
 
     def macs(self, width: int, length: int) -> float:
         """Projections of the stream and of a memory as long, plus scores and values over all pairs."""
@@ -112,3 +117,9 @@ class CrossAttention(Operator):
         """Keys and values of a memory as long as the stream."""
         kv_heads, _, head_dim = self.sizes(width)
         return 2 * length * kv_heads * head_dim
+
+
+def check_memory(name: Any, where: str) -> None:
+    """Raise ValueError unless it can name an encoder's output."""
+    if not isinstance(name, str) or not name.isidentifier() or name in KEPT:
+        raise ValueError(f"memory is a name, none of {', '.join(KEPT)}, at {where}: got {name!r}; use 'memory'")

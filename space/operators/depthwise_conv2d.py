@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..axes import Axis, Dim, Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
+from .checks import require_whole
 from .short_conv import tap_init
 from .spatial import as_grid, require_odd
 
@@ -26,10 +27,10 @@ def square_taps(channels: Axis | Dim, kernel: int) -> Param:
                  axis("tap_columns", kernel, "centre"), init=tap_init(kernel * kernel))
 
 
-def filtered(x_BHWD: Tensor, taps_DSS: Tensor, stride: int = 1) -> Tensor:
+def filtered(x_BHWD: Tensor, taps_DSS: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     """One filter per channel over a grid, zeros outside, at every `stride`-th place: [B, ceil(H / stride), ..., D]."""
-    x_BDHW, kernel = x_BHWD.permute(0, 3, 1, 2), taps_DSS.shape[-1]
-    y_BDHW = F.conv2d(x_BDHW, taps_DSS[:, None], stride=stride, padding=kernel // 2, groups=taps_DSS.shape[0])
+    x_BDHW, reach = x_BHWD.permute(0, 3, 1, 2), dilation * (taps_DSS.shape[-1] // 2)
+    y_BDHW = F.conv2d(x_BDHW, taps_DSS[:, None], None, stride, reach, dilation, taps_DSS.shape[0])
     return y_BDHW.permute(0, 2, 3, 1)
 
 
@@ -45,28 +46,27 @@ class GridFilters(nn.Module):
 
 
 class DepthwiseConvolution2d(nn.Module):
-    """`y[r, c] = sum over i, j of taps[i, j] x[r + i - k // 2, c + j - k // 2]` per channel; zeros outside the grid."""
+    """`y[r, c] = sum over i, j of taps[i, j] x[r + d (i - k // 2), c + d (j - k // 2)]` per channel; zeros outside."""
 
-    def __init__(self, width: int, kernel: int):
+    def __init__(self, width: int, kernel: int, dilation: int = 1):
         super().__init__()
+        self.dilation = dilation
         self.taps = nn.Parameter(torch.empty(width, kernel, kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BDHW = as_grid(x).permute(0, 3, 1, 2)
-        channels, kernel, _ = self.taps.shape
-        y_BDHW = F.conv2d(x_BDHW, self.taps[:, None], padding=kernel // 2, groups=channels)
-        return y_BDHW.permute(0, 2, 3, 1).reshape(x.shape)
+        return filtered(as_grid(x), self.taps, 1, self.dilation).reshape(x.shape)
 
 
 class RandomFilters2d(nn.Module):
     """The same with filters that stay as they were drawn."""
 
-    def __init__(self, width: int, kernel: int):
+    def __init__(self, width: int, kernel: int, dilation: int = 1):
         super().__init__()
+        self.dilation = dilation
         self.random_taps = nn.Parameter(torch.empty(width, kernel, kernel), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return filtered(as_grid(x), self.random_taps).reshape(x.shape)
+        return filtered(as_grid(x), self.random_taps, 1, self.dilation).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,14 @@ class DepthwiseConv2d(Operator):
 
     kernel: side of the square filter, odd. trainable: False keeps the filters as they were drawn, for the matrices around to
     combine (The Power of Linear Combinations: Learning with Random Convolutions, Gavrikov and Keuper, 2023): they are
-    statistics, counted with no parameters, and the same in every network of a supernet. A sequence is a grid of one column.
+    statistics, counted with no parameters, and the same in every network of a supernet. dilation: places between taps;
+    layers of rising dilation see far with few taps (Multi-Scale Context Aggregation by Dilated Convolutions, Yu and Koltun,
+    2015). A sequence is a grid of one column.
     """
 
     kernel: Any = 7
     trainable: Any = True
+    dilation: Any = 1
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -88,13 +91,15 @@ class DepthwiseConv2d(Operator):
 
     def check(self, width: int, where: str) -> None:
         require_odd("kernel", self.kernel, where)
+        require_whole("dilation", self.dilation, where, instead="use 1 for taps side by side")
 
     def axes(self, width: int) -> dict[str, Param]:
         taps = square_taps(axis("width", width), self.kernel)
         return {"taps": taps} if self.trainable else {"random_taps": replace(taps, statistic=True)}
 
     def build(self, width: int) -> nn.Module:
-        return DepthwiseConvolution2d(width, self.kernel) if self.trainable else RandomFilters2d(width, self.kernel)
+        made = DepthwiseConvolution2d if self.trainable else RandomFilters2d
+        return made(width, self.kernel, self.dilation)
 
     def macs(self, width: int, length: Length) -> float:
         """Every tap at every place, taps on the zeros outside included, as they are executed."""

@@ -52,7 +52,11 @@ class LanguageHead(Operator):
     source: ClassVar[Source] = Source("Using the Output Embedding to Improve Language Models", 2017)
 
     def for_embedding(self, embed: Any) -> LanguageHead:
-        """This head with the vocabulary of `embed`, unless it names its own."""
+        """This head with the vocabulary of `embed`, unless it names its own. Raises ValueError where it cannot be tied."""
+        for candidate in getattr(embed, "candidates", (embed,)) if self.tied else ():
+            if getattr(candidate, "cannot_tie", False):
+                raise ValueError("a tied head reads rows that are learned, of the width: "
+                                 f"{type(candidate).__name__} has none; use LanguageHead(tied=False)")
         return self if self.vocab is not None else replace(self, vocab=getattr(embed, "vocab", None))
 
     def check(self, width: int, where: str) -> None:

@@ -65,6 +65,8 @@ class FeedForward(nn.Module):
             h_BTF = F.gelu(h_BTF)
         elif self.activation == "abs":
             h_BTF = h_BTF.abs()
+        elif self.activation == "sine":
+            h_BTF = torch.sin(math.sqrt(2) * h_BTF)
         else:
             h_BTF = F.silu(h_BTF)
         if self.top_k is not None:
@@ -117,10 +119,12 @@ class MLP(Operator):
     """Feed-forward sublayer (Vaswani et al., 2017). hidden = ratio * width, rounded up to a multiple of 8.
 
     activation: "gelu", "silu", "relu"; "squared_relu", the edit that Primer's search found (So et al., 2021); "abs", which
-    makes features the most diverse in depth (Tensor Programs VI, Yang et al., 2023); or a polynomial with learned
-    coefficients (Polynomial Composition Activations, Zhuo et al., 2024): "poly_relu" of relu(x), "poly_norm" of x, each
-    power over its root mean square (the paper writes the Euclidean norm, its published code the root mean square, which
-    is taken here; they differ by a factor that the next layer takes up).
+    makes features the most diverse in depth (Tensor Programs VI, Yang et al., 2023); "sine", sin(sqrt(2)
+    up(x)), for fields over coordinates: the variance of 2 that its argument starts with is that of Implicit Neural
+    Representations with Periodic Activation Functions (Sitzmann et al., 2020), the frequency a part of the matrix; or a
+    polynomial with learned coefficients (Polynomial Composition Activations, Zhuo et al., 2024): "poly_relu" of relu(x),
+    "poly_norm" of x, each power over its root mean square (the paper writes the Euclidean norm, its published code the root
+    mean square, which is taken here; they differ by a factor that the next layer takes up).
     sub_norm: a layer norm before the last matrix (Foundation Transformers, Wang et al., 2022).
     order: the highest power of a polynomial. top_k: hidden units that are kept for a token, the largest; None for all
     (the Top-k Transformer of The Lazy Neuron Phenomenon, Li et al., 2022, keeps some of relu's). What is left out is
@@ -143,8 +147,9 @@ class MLP(Operator):
 
     def check(self, width: int, where: str) -> None:
         check_ratio(self.ratio, where)
-        if self.activation not in (*ACTIVATIONS, *POLYNOMIALS):
-            raise ValueError(f"{unknown('activation', self.activation, (*ACTIVATIONS, *POLYNOMIALS))} (at {where})")
+        known = (*ACTIVATIONS, "sine", *POLYNOMIALS)
+        if self.activation not in known:
+            raise ValueError(f"{unknown('activation', self.activation, known)} (at {where})")
         require_whole("order", self.order, where)
         if self.top_k is not None:
             require_whole("top_k", self.top_k, where, instead="use None to keep all hidden units")

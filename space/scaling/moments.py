@@ -48,6 +48,8 @@ def _activation(name: str, z: float) -> float:
         return z / (1 + math.exp(-z)) if z > -700 else 0.0
     if name == "abs":
         return abs(z)
+    if name == "sine":
+        return math.sin(math.sqrt(2) * z)
     relu = max(z, 0.0)
     return relu * relu if name == "squared_relu" else relu
 

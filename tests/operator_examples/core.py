@@ -51,7 +51,12 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (CrossAttention(heads=4, kv_heads=2), 32), (CrossAttention(heads=2, kv_heads=1, head_dim=6), 24),
         (CrossAttention(heads=2), 8)],
     "DepthwiseConv2d": [(DepthwiseConv2d(kernel=7), 16), (DepthwiseConv2d(kernel=3), 8),
-                        (DepthwiseConv2d(kernel=5, trainable=False), 8)],
+                        (DepthwiseConv2d(kernel=5, trainable=False), 8), (DepthwiseConv2d(kernel=3, dilation=2), 8)],
+    "FrozenEmbedding": [(bp.FrozenEmbedding(vocab=40, features=12), 16), (bp.FrozenEmbedding(vocab=30, features=9), 8),
+                        (bp.FrozenEmbedding(vocab=24, table="bits"), 8)],
+    "VariateEmbedding": [(bp.VariateEmbedding(steps=10), 16), (bp.VariateEmbedding(steps=7, norm=False), 8)],
+    "ForecastHead": [(bp.ForecastHead(horizon=5, variates=3), 16), (bp.ForecastHead(horizon=3, variates=2), 8),
+                     (bp.ForecastHead(horizon=4), 8)],
     "FrameEmbedding": [(FrameEmbedding(features=10, stack=3), 16), (FrameEmbedding(features=6, stack=2), 8)],
     "GatedDeltaNet": [
         (bp.GatedDeltaNet(heads=2, expand_v=2), 32), (bp.GatedDeltaNet(heads=1, head_dim=8), 16),
@@ -83,7 +88,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "SwiGLU": [(bp.SwiGLU(3), 32), (bp.SwiGLU(8 / 3), 32), (bp.SwiGLU(1, activation=None), 16),
                (bp.SwiGLU(1, sub_norm=True), 16)],
     "MLP": [(bp.MLP(4), 32), (bp.MLP(2.5, activation="squared_relu"), 16), (bp.MLP(1, activation="silu"), 24),
-            (bp.MLP(1, activation="abs", sub_norm=True), 24),
+            (bp.MLP(1, activation="abs", sub_norm=True), 24), (bp.MLP(2, activation="sine"), 16),
             (bp.MLP(2, activation="relu", top_k=5), 8), (bp.MLP(2, activation="poly_relu"), 16),
             (bp.MLP(1, activation="poly_norm", order=2, top_k=7), 24)],
     "Identity": [(bp.Identity(), 32)],
@@ -109,5 +114,6 @@ UNVARIED: dict[str, dict[str, str]] = {
 
 # Options that no example varies: operator, option -> why.
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
+    "CrossAttention": {"memory": "only says which encoder is read"},
     "Custom": {"factory": "one module stands for all", "name": "only tells networks apart"},
 }

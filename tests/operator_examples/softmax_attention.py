@@ -65,6 +65,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "SkipAttention": [
         (bp.SkipAttention(heads=4, kv_heads=4, window=5), 16), (bp.SkipAttention(heads=4, kv_heads=2, rotary=False), 8),
         (bp.SkipAttention(heads=2, head_dim=6, skipped=0, offset=1), 24)],
+    "CrossViewAttention": [(bp.CrossViewAttention(heads=4), 16), (bp.CrossViewAttention(heads=2, views=3, head_dim=3), 8)],
     "SphericalAttention": [
         (bp.SphericalAttention(heads=4), 16), (bp.SphericalAttention(heads=2, grid="equiangular", radius=1.2), 8),
         (bp.SphericalAttention(heads=2, head_dim=3, radius=0.5), 8)],
@@ -434,6 +435,21 @@ def single_head_attention(w: Any, config: Any, x: Any) -> Any:
     return batch_normed(w, "out_norm", linear(w, "out", joined)).view(x.shape)
 
 
+def cross_view_attention(w, config, x):
+    """Token by token over the tokens of other views, the sequence cut where t * views passes a multiple of its length."""
+    y, length = torch.zeros_like(x), x.shape[1]
+    q, k, v = (x @ w[f"{name}.weight"].T for name in ("query", "key", "value"))
+    size = q.shape[-1] // config.heads
+    for i in range(length):
+        others = [j for j in range(length) if j * config.views // length != i * config.views // length] or [i]
+        for head in range(config.heads):
+            at = slice(head * size, (head + 1) * size)
+            weights = torch.stack([(q[:, i, at] * k[:, j, at]).sum(-1) / math.sqrt(size) for j in others], -1).softmax(-1)
+            mixed = sum(weights[:, n, None] * v[:, j, at] for n, j in enumerate(others))
+            y[:, i] = y[:, i] + mixed @ w["out.weight"][:, at].T
+    return y
+
+
 def spherical_attention(w: Any, config: Any, x: Any) -> Any:
     rows, columns = x.shape[1:3]
     q, k, v = (linear(w, name, x.flatten(1, 2)).unflatten(-1, (config.heads, -1)) for name in ("query", "key", "value"))
@@ -471,5 +487,6 @@ REFERENCES: dict[str, Reference] = {
     "DilatedFSMN": dilated_memory, "GINAttention": gin_attention, "GatedAttentionUnit": gated_attention_unit,
     "ManhattanAttention": manhattan_attention, "MixtureOfHeads": mixture_of_heads, "PointerHead": pointer_head,
     "PositionalAttention": positional_attention, "SingleHeadAttention": single_head_attention,
+    "CrossViewAttention": cross_view_attention,
     "SphericalAttention": spherical_attention,
 }

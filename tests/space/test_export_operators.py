@@ -15,6 +15,7 @@ from operator_examples import EXAMPLES
 
 TEXT = {"embed": bp.TokenEmbedding(vocab=32), "head": bp.LanguageHead(tied=False)}
 IMAGE = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
+SERIES = {"embed": bp.VariateEmbedding(steps=12), "head": bp.ForecastHead(horizon=3)}
 CONV = bp.Block(mixer=bp.ShortConv(kernel=3), channel=bp.SwiGLU(ratio=1))
 CROSS = bp.Block(mixer=bp.CrossAttention(heads=2), channel=bp.SwiGLU(ratio=1))
 LORA = bp.Loop(times=2, lora_rank=2)
@@ -58,6 +59,10 @@ NESTED = {
         mixer=bp.Parallel(branches=(bp.Parallel(branches=(bp.ShortConv(), bp.Zero())), bp.Attention(heads=2)),
                           merge="concat"),
         channel=bp.Parallel(branches=(bp.MLP(), bp.SwiGLU()))), bp.Once()),
+    "a stream that not every layer shares": (TEXT, bp.Conditioned((
+        bp.Block(mixer=bp.Attention(heads=2), norm=bp.AdaNorm()), bp.StreamNorm(), bp.Routed(layer()))), bp.Loop(2)),
+    "variates that mix": (SERIES, (bp.Block(mixer=bp.Attention(heads=2, bidirectional=True, rotary=False)), bp.Block(
+        mixer=bp.CrossViewAttention(heads=2, views=3), channel=bp.MLP(activation="sine"))), bp.Once()),
     "shared keys on a grid": (IMAGE, bp.Stack((layer(), bp.Block(mixer=bp.DepthwiseConv2d(kernel=3)), layer()),
                                               bp.CrossLayerKV()), bp.Once()),
     "a cell on a grid": (IMAGE, bp.Cell(edges=(bp.Conv2d(kernel=3), bp.Identity(), bp.MLP(ratio=1))), bp.Once()),

@@ -197,6 +197,8 @@ TWO_SIDED = {
     "branches": bp.EncoderDecoder(encoder=bp.UShape(READER), decoder=bp.Block(mixer=bp.Parallel(
         (bp.ShortConv(), bp.CrossAttention(heads=2))), channel=bp.CrossAttention(heads=4))),
     "one in another": bp.EncoderDecoder(encoder=READER, decoder=(SELF, bp.EncoderDecoder(READER, (SELF, CROSS)), CROSS)),
+    "two memories": bp.EncoderDecoder(encoder=READER, memory="first", decoder=bp.EncoderDecoder(READER, (
+        SELF, bp.Block(mixer=bp.CrossAttention(heads=2, memory="first")), CROSS))),
 }
 two_sided = pytest.mark.parametrize("recursion", [bp.Once(), bp.Loop(2), bp.Loop(2, lora_rank=2)], ids=repr)
 
@@ -241,7 +243,49 @@ def test_generation_goes_on_with_what_the_full_pass_finds_most_likely():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["layers", "a looped decoder", "one in another"])
+@pytest.mark.parametrize("recursion", [bp.Once(), bp.Loop(2), bp.Loop(2, lora_rank=2)], ids=repr)
+def test_layers_that_take_nothing_stand_where_something_is_handed_on(recursion):
+    inside = (bp.StreamNorm(), bp.Routed(READER), bp.FIT(local=READER, overall=READER, group=4, latents=1, heads=2))
+    conditioned = bp.Block(mixer=BOTH_WAYS, norm=bp.AdaNorm())
+    for body in (bp.Conditioned((conditioned, *inside)), bp.EncoderDecoder(READER, (*inside, CROSS)),
+                 (bp.EncoderDecoder(READER, CROSS), *inside)):
+        model, ids, source = translator(body, recursion)
+        logits = model(ids, source) if model.reads_source else model(ids)
+        assert logits.shape == (2, 9, 32) and logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_decoder_reads_each_of_two_memories_under_its_name():
+    model, ids, source = translator(TWO_SIDED["two memories"])
+    outer, inner = (m for m in model.modules() if isinstance(m, EncoderDecoderLayers))
+    embedded, stream = model.embed(source), model.embed(ids)
+    memories = {"first": outer.encoder(embedded), "memory": inner.encoder(embedded)}
+    wanted = stream
+    for layer, name in zip(inner.decoder.layers, (None, "first", "memory"), strict=True):
+        wanted = layer(wanted, {"memory": memories[name]} | {"first": memories[name]} if name else None)
+    torch.testing.assert_close(outer(stream, {"source": embedded}), wanted, rtol=0, atol=0)
+    assert not torch.allclose(memories["first"], memories["memory"])
+
+
+@pytest.mark.parametrize("name", ["source", "kv", "", "two words", 3])
+def test_a_memory_has_a_name_of_its_own(name):
+    for body in (bp.EncoderDecoder(READER, CROSS, memory=name),
+                 bp.EncoderDecoder(READER, bp.Block(mixer=bp.CrossAttention(memory=name)))):
+        with pytest.raises(ValueError, match="memory is a name, none of source, .*; use 'memory'"):
+            space(body)
+
+
+def test_decoders_that_read_the_encoders_the_other_way_round_are_two_networks():
+    def made(outer, inner):
+        return space(bp.EncoderDecoder(READER, memory=outer, decoder=bp.EncoderDecoder(
+            bp.Block(mixer=BOTH_WAYS), memory=inner, decoder=(
+                bp.Block(mixer=bp.CrossAttention(memory="a")), bp.Block(mixer=bp.CrossAttention(memory="b")))))).sample(0)
+
+    assert made("a", "b").hash != made("b", "a").hash
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["layers", "a looped decoder", "one in another", "two memories"])
 def test_costs_of_decoding_are_those_of_the_decoder_and_of_what_it_keeps(case):
     architecture = space(TWO_SIDED[case], width=16).sample(0)
     model, ids, cost = architecture.build().eval(), torch.arange(12)[None], architecture.cost(12)

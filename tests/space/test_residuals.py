@@ -181,7 +181,8 @@ def test_the_moments_of_activations_are_those_of_a_normal_sample():
     from bodyplan.space.scaling.moments import activation_square
 
     z = 1.7 * drawn(400_000)
-    for name, function in (("gelu", F.gelu), ("silu", F.silu), ("squared_relu", lambda x: F.relu(x).square()), ("abs", abs)):
+    for name, function in (("gelu", F.gelu), ("silu", F.silu), ("squared_relu", lambda x: F.relu(x).square()), ("abs", abs),
+                           ("sine", lambda x: torch.sin(math.sqrt(2) * x))):
         assert activation_square(name, 1.7) == pytest.approx(float(function(z).square().mean()), rel=0.02)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import bodyplan as bp
@@ -30,6 +31,17 @@ def by_place(x_BHWD, formula):
 
 def depthwise(w, config, x, name="taps"):
     return by_place(x, lambda r, c: sum(w[name][:, i, j] * token for i, j, token in neighbours(x, r, c, config.kernel)))
+
+
+def dilated(w, config, x):
+    """Place by place: tap (i, j) reads the token `dilation` times as far off."""
+    rows, columns, half = *x.shape[1:3], config.kernel // 2
+    y = torch.zeros_like(x)
+    for r, c, i, j in itertools.product(range(rows), range(columns), range(config.kernel), range(config.kernel)):
+        down, across = r + config.dilation * (i - half), c + config.dilation * (j - half)
+        if 0 <= down < rows and 0 <= across < columns:
+            y[:, r, c] += w["taps"][:, i, j] * x[:, down, across]
+    return y
 
 
 def layer_norm(x, gain, shift, eps):
@@ -123,6 +135,8 @@ def reduced_attention(w, config, x):
 
 CASES = [
     (bp.DepthwiseConv2d(kernel=3), 4, depthwise), (bp.DepthwiseConv2d(kernel=7), 4, depthwise),
+    (bp.DepthwiseConv2d(kernel=3, dilation=1), 4, dilated), (bp.DepthwiseConv2d(kernel=3, dilation=2), 4, dilated),
+    (bp.DepthwiseConv2d(kernel=5, dilation=3), 4, dilated),
     (bp.ConvNeXtUnit(kernel=5, ratio=2), 8, convnext),
     (bp.ConvNeXtUnit(kernel=3, ratio=1, layer_scale=0.5), 8, convnext),
     *((bp.Conv2d(kernel=3, activation=name, norm=False), 4, conv2d) for name in ("relu", "gelu", "silu", None)),
@@ -199,6 +213,7 @@ def test_a_smaller_window_reads_the_middle_of_the_bias_table():
 
 
 @pytest.mark.parametrize(("config", "text"), [
+    (bp.DepthwiseConv2d(dilation=0), "dilation must be a whole number of at least 1 at body[0].mixer: got 0; use 1"),
     (bp.DepthwiseConv2d(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
     (bp.ConvNeXtUnit(layer_scale=0), "layer_scale must be positive at body[0].mixer: got 0; use 1e-6"),
     (bp.ConvNeXtUnit(ratio=-1), "ratio must be a positive number at body[0].mixer: got -1"),

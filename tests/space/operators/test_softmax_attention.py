@@ -256,6 +256,7 @@ RELATIVES = [
     bp.MixtureOfHeads(heads=4, shared_heads=1, top_k=2), bp.GINAttention(heads=2), bp.PositionalAttention(heads=4),
     bp.ManhattanAttention(heads=2), bp.ManhattanAttention(heads=2, decompose=False, inside=True),
     bp.SphericalAttention(heads=2, radius=0.7), bp.SphericalAttention(heads=2, grid="equiangular"),
+    bp.CrossViewAttention(heads=2, views=3),
     bp.SingleHeadAttention(query_dim=4), bp.ChannelAttention(reach=128), bp.Activator(), bp.PointerHead(hidden=8),
     # Filters are short here: torch 2 on a CPU hangs in depthwise float16 convolutions of 17 taps.
     bp.SplitAttention(heads=2, kernel=5), bp.GatedAttentionUnit(chunk=16, query_dim=32, kernel=5),
@@ -384,6 +385,19 @@ def test_attention_on_the_sphere_does_not_change_when_the_grid_is_refined():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("views", [2, 3])
+def test_each_view_reads_the_others_as_a_decoder_reads_an_encoders_memory(views):
+    module = built(bp.CrossViewAttention(heads=2, views=views), 8, dtype=torch.float64)
+    reader = built(bp.CrossAttention(heads=2), 8, dtype=torch.float64)
+    reader.load_state_dict(module.state_dict())
+    parts = torch.randn(2, views, 5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind(1)
+    wanted = [reader(part, {"memory": torch.cat([p for p in parts if p is not part], 1)}) for part in parts]
+    assert torch.allclose(module(torch.cat(parts, 1)), torch.cat(wanted, 1), atol=1e-12)
+    turned = [*parts[1:], parts[0]]
+    assert torch.allclose(module(torch.cat(turned, 1)), torch.cat([*wanted[1:], wanted[0]], 1), atol=1e-12)
+
+
+@torch.no_grad()
 def test_a_radius_of_half_a_turn_sees_all_and_a_small_one_only_neighbours():
     x_BHWD = torch.randn(1, 6, 8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     whole = built(bp.SphericalAttention(heads=2), 16, dtype=torch.float64)
@@ -501,6 +515,7 @@ def test_a_pointer_gives_as_many_classes_as_tokens():
     (bp.PositionalAttention(strength=-1), "strength must be a number of at least 0"),
     (bp.ManhattanAttention(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
     (bp.ManhattanAttention(first=0), "first must be above 0 and span at least 0"),
+    (bp.CrossViewAttention(views=1), "views must be a whole number of at least 2 at body[0].mixer: got 1; use Attention("),
     (bp.SphericalAttention(grid="cell"), "unknown grid 'cell'; did you mean 'cells'"),
     (bp.SphericalAttention(radius=4), "radius is an angle above 0 and at most pi at body[0].mixer: got 4"),
     (bp.SingleHeadAttention(ratio=1), "leave channels that pass by at body[0].mixer: got 1 of 64"),
