@@ -65,6 +65,7 @@ _HOMES = {
     "LanguageHead ClassifierHead": ".space.operators.head",
     "RMSNorm": ".space.operators.rmsnorm",
     "Attention": ".space.operators.attention",
+    "HeavyHitters Keyformer RecentTokens": ".space.operators.cache_policies",
     "GatedDeltaNet": ".space.operators.gated_delta",
     "Mamba": ".space.operators.mamba",
     "Scanned": ".space.operators.scanned",
