@@ -28,6 +28,7 @@ from .attention_variants import BidirectionalAttention, ReusingAttention, Single
 from .caching_attention import CachingAttention
 from .causal_attention import CausalAttention, attend, rotate, rotation
 from .scored_attention import ScoredAttention
+from .subsampled_attention import SubsampledAttention
 
 __all__ = ["Attention", "CausalAttention", "attend", "rotate", "rotation"]
 
@@ -64,6 +65,7 @@ class Attention(Operator):
     read as a norm over channels, which serves any number of keys).
     cache: what is kept of tokens once there are many, a policy such as `Keyformer(budget=64)`; None keeps all of them. It
     goes with plain softmax scores, and hands on no keys and values to later layers.
+    subsample: a `Subsample`: in training, each token reads a random part of the others; it goes with plain softmax scores.
     """
 
     heads: Any = 4
@@ -92,6 +94,7 @@ class Attention(Operator):
     shaped: Any = None
     weights: Any = "softmax"
     cache: Any = None
+    subsample: Any = None
     options: ClassVar[tuple[str, ...]] = ("position", "reach", "buckets", "position_hidden", "persistent", "weights")
     source: ClassVar[Source] = Source(
         "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
@@ -216,12 +219,14 @@ class Attention(Operator):
             return ReusingAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
         if self.value_residual == "single":
             return SingleValueAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
+        plain = (*sizes[:4], self.rope_base, self.is_rotary, bool(self.qk_norm), self.value_residual is True,
+                 self.value_residual == "identity", bool(self.sub_norm))
         if self.cache is not None:
             kept = self.cache
-            return CachingAttention(*sizes[:4], self.rope_base, self.is_rotary, bool(self.qk_norm),
-                                    self.value_residual is True, self.value_residual == "identity", bool(self.sub_norm),
-                                    kept.budget, kept.limit, kept.kept_first, kept.kept_last, kept.score is not None,
+            return CachingAttention(*plain, kept.budget, kept.limit, kept.kept_first, kept.kept_last, kept.score is not None,
                                     kept.noise())
+        if self.subsample is not None:
+            return SubsampledAttention(*plain, self.subsample.keep, self.subsample.spread, bool(self.bidirectional))
         kind = BidirectionalAttention if self.bidirectional else CausalAttention
         return kind(*sizes, **options, value_residual=self.value_residual is True,
                     half_first=self.value_residual == "identity")

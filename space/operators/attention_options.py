@@ -22,6 +22,7 @@ from .relative_position import (
     SlopeBias,
 )
 from .short_conv import tap_init
+from .subsampled_attention import Subsample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,7 @@ def check_options(config: Any, where: str) -> None:
     _check_conv(config, where)
     _check_weights(config, where)
     _check_cache(config, where)
+    _check_subsample(config, where)
     if config.symmetric and (config.kv_heads or config.heads) != config.heads:
         raise ValueError(f"symmetric scores need a key of its own for every query at {where}: got {config.kv_heads} kv_heads "
                          f"for {config.heads} heads; leave kv_heads out")
@@ -101,6 +103,18 @@ def _check_cache(config: Any, where: str) -> None:
             config.writes_scores):
         raise ValueError(f"cache goes with causal attention and plain softmax scores over keys of its own, without a window, "
                          f"at {where}: got {config}; leave the other options out")
+
+
+def _check_subsample(config: Any, where: str) -> None:
+    if config.subsample is None:
+        return
+    if not isinstance(config.subsample, Subsample):
+        raise TypeError(f"subsample is a Subsample at {where}: got {config.subsample!r}; use Subsample(keep=0.25), or None")
+    config.subsample.check(f"{where}.subsample")
+    if config.window is not None or config.cache is not None or config.reuse_kv or config.value_residual == "single" or (
+            config.writes_scores):
+        raise ValueError(f"subsample goes with plain softmax scores over keys and values of its own, without a window or a "
+                         f"cache policy, at {where}: got {config}; leave the other options out")
 
 
 def is_stretched(config: Any) -> bool:

@@ -88,7 +88,8 @@ UNVARIED: dict[str, dict[str, str]] = {
 }
 
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
-    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies"},
+    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies",
+                  "subsample": "draws at random in training, where the contract compares runs: test_subsampled_attention"},
     "ForwardCrossAttention": {"before": "needs the layers before it: run by their stacks"},
     "LayerMixAttention": {"before": "needs the layers before it: run by their stacks"},
     "SkipAttention": {"before": "needs the layers before it: run by their stacks"},
