@@ -16,6 +16,7 @@ from bodyplan.space.operators.nprf import normal_numbers
 from bodyplan.space.operators.ponet import PoNet
 from bodyplan.space.operators.routing_attention import RoutingAttention
 from bodyplan.space.operators.selective_attention import SelectiveAttention
+from bodyplan.space.operators.space_time_attention import SpaceTimeAttention
 from bodyplan.space.operators.sparsifiner import Sparsifiner
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
@@ -48,6 +49,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "SelectiveAttention": [
         (SelectiveAttention(heads=4, reads="choose", tokens=5), 16), (SelectiveAttention(heads=2, head_dim=6, tokens=3), 8),
         (SelectiveAttention(heads=2, rotary=False, rope_base=100.0), 8)],
+    "SpaceTimeAttention": [
+        (SpaceTimeAttention(heads=4, places=5), 16), (SpaceTimeAttention(heads=2, places=4, over="time", rotary=True), 8),
+        (SpaceTimeAttention(heads=2, head_dim=6, places=3, over="both", rotary=True, rope_base=100.0), 8)],
     "Sparsifiner": [
         (Sparsifiner(heads=4, rank=8, tokens=9), 16),
         (Sparsifiner(heads=2, rank=4, tokens=5, keep=0.5, routing_dim=3, threshold=0.1, head_dim=3), 8)],
@@ -55,7 +59,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {name: {"half": "a rotary pair has two entries"}
-                                       for name in ("LandmarkAttention", "SelectiveAttention")}
+                                       for name in ("LandmarkAttention", "SelectiveAttention", "SpaceTimeAttention")}
 
 
 def heads_of(x, weight, heads):
@@ -319,7 +323,23 @@ def selective_attention(w, config, x):
     return merged(masked_mean(q, k, v, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()), w)
 
 
+def space_time_attention(w, config, x):
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    length = x.shape[1]
+    lines = {"space": [range(s, min(s + config.places, length)) for s in range(0, length, config.places)],
+             "time": [range(n, length, config.places) for n in range(min(config.places, length))], "both": [range(length)]}
+    y = torch.zeros_like(v)
+    for line in map(list, lines[config.over]):
+        each = [part[:, :, line] for part in (q, k, v)]
+        if config.rotary:
+            each[:2] = rotated(each[0], config.rope_base), rotated(each[1], config.rope_base)
+        mean = masked_mean(*each, torch.ones(len(line), len(line), dtype=torch.bool))
+        y = y.index_add(2, torch.tensor(line), mean)
+    return merged(y, w)
+
+
 REFERENCES = {
+    "SpaceTimeAttention": space_time_attention,
     "HierarchicalAttention": hierarchical_attention, "SelectiveAttention": selective_attention,
     "BiLevelRoutingAttention": bi_level_routing, "Combiner": combiner, "LSHAttention": lsh_attention,
     "LandmarkAttention": landmark_attention, "PoNet": ponet, "RoutingAttention": routing_attention,
