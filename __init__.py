@@ -183,6 +183,7 @@ _HOMES = {
     "SqueezeExcite": ".space.operators.squeeze_excite",
     "DepthwiseMLP": ".space.operators.depthwise_mlp",
     "Conv2d": ".space.operators.conv2d",
+    "MultiGroupConv": ".space.operators.multi_group_conv",
     "ConvNeXtUnit": ".space.operators.convnext",
     "MobileConv": ".space.operators.inverted_residual",
     "FusedMobileConv": ".space.operators.fused_mobile_conv",
