@@ -8,6 +8,7 @@ from dataclasses import replace
 import bodyplan as bp
 import pytest
 import torch
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.space.graph import operator_label
 from bodyplan.space.operators.caching_attention import gumbel_noise
 from bodyplan.testing import (
@@ -204,6 +205,13 @@ def test_an_exported_folder_drops_what_the_module_drops(tmp_path):
     verdict = judged(root, ["policies"])["policies"]
     assert verdict["steps"]
     assert_equal_to_the_module(verdict, root, "policies")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=operator_label)
+@pytest.mark.parametrize("length", [2, 30])
+def test_two_counters_of_multiply_adds_agree(config, length):
+    module, x = built(config, 16).eval(), inputs(length, batch=1)
+    assert macs_thop(module, x) == pytest.approx(macs_flop_counter(module, x), rel=1e-9)
 
 
 @pytest.mark.parametrize(("policy", "text"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bodyplan as bp
 import pytest
 import torch
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.testing import built
 from exported_folders import assert_equal_to_the_module, export_all, judged
 
@@ -70,6 +71,13 @@ def test_it_mixes_high_frequencies_beside_attention_of_low_ones(tmp_path):
     verdicts = judged(root, list(cases))
     for case in cases:
         assert_equal_to_the_module(verdicts[case], root, case)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_two_counters_of_multiply_adds_agree(folded):
+    config = bp.MultiGroupConv(branches=((3, 4), (1, 2)), folded=folded)
+    module, x = built(config, 16).eval(), torch.randn(2, 5, 4, 16)
+    assert macs_thop(module, x) == pytest.approx(macs_flop_counter(module, x), rel=1e-9) == 2 * config.macs(16, (5, 4))
 
 
 @pytest.mark.parametrize(("fields", "text"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bodyplan as bp
 import pytest
 import torch
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.testing import built
 from exported_folders import assert_equal_to_the_module, export_all, judged
 
@@ -68,6 +69,13 @@ def test_interleaved_blocks_multiply_less_than_full_ones():
 def test_an_exported_folder_attends_as_the_module_does(tmp_path):
     root = export_all(tmp_path, {"orders": network("TSF").sample(0)})
     assert_equal_to_the_module(judged(root, ["orders"])["orders"], root, "orders")
+
+
+@pytest.mark.parametrize("over", ["space", "time", "both"])
+@pytest.mark.parametrize("length", [3, 24, 26])
+def test_two_counters_of_multiply_adds_agree(over, length):
+    module, x = built(bp.SpaceTimeAttention(heads=2, places=4, over=over), 16).eval(), tokens(length).float()
+    assert macs_thop(module, x) == pytest.approx(macs_flop_counter(module, x), rel=1e-9)
 
 
 @pytest.mark.parametrize(("fields", "text"), [({"over": "places"}, "unknown over"), ({"places": 0}, "places must be"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import bodyplan as bp
 import pytest
 import torch
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
 from bodyplan.space.graph import operator_label
 from bodyplan.space.operators.subsampled_attention import shuffled
 from bodyplan.testing import built, check_declaration, check_elasticity, count_macs
@@ -144,6 +145,12 @@ def test_an_exported_folder_reads_everything(tmp_path):
     architecture = space.sample(0)
     root = export_all(tmp_path, {"subsampled": architecture})
     assert_equal_to_the_module(judged(root, ["subsampled"])["subsampled"], root, "subsampled")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=operator_label)
+def test_two_counters_of_multiply_adds_agree(config):
+    module, x = built(config, 16).eval(), inputs(23, torch.float32)
+    assert macs_thop(module, x) == pytest.approx(macs_flop_counter(module, x), rel=1e-9)
 
 
 @pytest.mark.parametrize(("options", "error", "text"), [
