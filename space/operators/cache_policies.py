@@ -62,12 +62,12 @@ class CachePolicy:
 
     def kept(self, length: int) -> int:
         """Tokens in the cache after `length` of them."""
-        return length if length < self.limit else min(length, self.budget)
+        return length if length < self.limit else min(length, int(self.budget))
 
     def pairs(self, length: int) -> int:
         """Pairs of a token and one that it reads, itself included, in a sequence."""
         whole = min(length, self.limit)
-        return whole * (whole + 1) // 2 + (length - whole) * (self.budget + 1)
+        return int(whole * (whole + 1) // 2 + (length - whole) * (self.budget + 1))
 
     def reads(self, length: int) -> int:
         """Tokens that the one after `length` reads, itself included."""

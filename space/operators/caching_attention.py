@@ -62,11 +62,12 @@ class CachingAttention(CausalAttention):
         state = self.init_state(len(x_BTD), x_BTD.dtype, x_BTD.device) if state is None else state
         q_BTHP, k_BTGP, v_BTGP = self.new_tokens(x_BTD, state["position"], shared)
         filling = min(max(self.limit - state["position"], 1), x_BTD.shape[1])
-        outputs = []
-        for size in (filling, *[1] * (x_BTD.shape[1] - filling)):
-            done = sum(y.shape[1] for y in outputs)
-            y_BTHP, state = self.read(*(part[:, done:done + size] for part in (q_BTHP, k_BTGP, v_BTGP)), state)
+        outputs: list[Tensor] = []
+        first = 0
+        for last in (filling, *range(filling + 1, x_BTD.shape[1] + 1)):
+            y_BTHP, state = self.read(q_BTHP[:, first:last], k_BTGP[:, first:last], v_BTGP[:, first:last], state)
             outputs.append(y_BTHP)
+            first = last
         return torch.cat(outputs, dim=1), state
 
     def read(self, q_BTHP: Tensor, k_BTGP: Tensor, v_BTGP: Tensor,

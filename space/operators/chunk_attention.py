@@ -148,7 +148,7 @@ class ChunkAttention(Operator):
         return AllTokens(*sizes) if self.chosen is None else ChunkTokens(*sizes, self.adapter, self.chosen)
 
     def _per_pair(self, width: int) -> int:
-        return 2 * self.heads * head_size(self, width) + (0 if self.chosen is None else self.adapter)
+        return int(2 * self.heads * head_size(self, width)) + (0 if self.chosen is None else self.adapter)
 
     def macs(self, width: int, length: int) -> float:
         """Projections, and the scores and values of all tokens so far, masked ones included."""

@@ -102,7 +102,7 @@ class MultiGroupConv(Operator):
     @property
     def kernel(self) -> int:
         """The side of the largest kernel."""
-        return max(kernel for kernel, _ in self.branches)
+        return int(max(kernel for kernel, _ in self.branches))
 
     @property
     def groups(self) -> int:
@@ -124,7 +124,7 @@ class MultiGroupConv(Operator):
         if self.folded:
             return {"weight": self._taps("folded", width, self.kernel, self.groups),
                     "bias": param(axis("width", width), init="zeros")}
-        found = {}
+        found: dict[str, Param] = {}
         for number, (kernel, groups) in enumerate(self.branches):
             found |= {f"weights.{number}": self._taps(f"branch_{number}", width, kernel, groups),
                       **batch_norm_axes(f"norms.{number}", axis("width", width))}

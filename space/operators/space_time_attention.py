@@ -72,9 +72,10 @@ class SpaceTime(nn.Module):
             q, k = rotate(q, *turn), rotate(k, *turn)
         mask = self.there(frames, size, length, x_BTD.device).repeat(batch, 1, 1, 1) if missing else None
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        y = y.transpose(1, 2).unflatten(0, (batch, lines))
+        y = torch.unflatten(y.transpose(1, 2), 0, (batch, lines))
         y_BFNKP = y.transpose(1, 2) if self.over == "time" else y
-        return self.out(y_BFNKP.flatten(1, 2)[:, :length].flatten(2))
+        y_BTD: Tensor = self.out(y_BFNKP.flatten(1, 2)[:, :length].flatten(2))
+        return y_BTD
 
     def there(self, frames: int, size: int, length: int, device: torch.device) -> Tensor:
         """Which tokens of every line are not filled up, [lines, 1, 1, each]."""

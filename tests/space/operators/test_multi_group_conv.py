@@ -30,9 +30,8 @@ def trained(architecture):
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".norm." in name or ".norms." in name:
-                if name.endswith(("weight", "bias")):
-                    parameter.add_(torch.randn(parameter.shape, generator=generator) / 3)
+            if (".norm." in name or ".norms." in name) and name.endswith(("weight", "bias")):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) / 3)
     return model.eval()
 
 
