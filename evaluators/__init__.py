@@ -18,7 +18,9 @@
     cost.py         multiply-adds by two independent counters (thop, torch's flop counter)
     measured.py     measured_macs(): what ran on given batches, beside what the declarations expect
     byte_level.py   byte_probabilities(): what a model over tokens says of the next byte
-    depth.py        losses of layers that tokens pass by or leave early: exits, routers, gates
+    depth.py        losses of layers that tokens pass by or leave early: exits, routers, gates, faster streams
+    chunks.py       chunk_loss(): what teaches attention to choose chunks
+    ensembles.py    self_ensemble(): the mean over sub-models that are drawn as in training
     recursive.py    recursive(): a looped model from a trained one, by averages and low-rank rests
     linear_macs.py, attention_macs.py   what linear and softmax attention and their kin add to thop's
 """

@@ -30,6 +30,25 @@ def _heads(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return _fused(module, inputs)
 
 
+def _cached(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Pairs of a token and what it reads, and once more, all of them, for what is kept where that goes by scores."""
+    batch, length = _sizes(inputs)
+    whole = min(length, module.limit)
+    later = (length - whole) * (module.budget + 1)
+    scored = whole * whole + later if module.scored else 0
+    return float(batch * module.heads * module.head_dim * (2 * (whole * (whole + 1) // 2 + later) + scored))
+
+
+def _lines(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Scores and values of the tokens of a frame, of those at a place, or of all, filled-up queries included."""
+    batch, length = _sizes(inputs)
+    size = length if module.over == "both" else min(module.places, length)
+    frames = -(-length // size)
+    each = [min(size, length - start) for start in range(0, length, size)]       # tokens that there are of each frame
+    pairs = frames * length if module.over == "time" else sum(size * there for there in each)
+    return float(2 * batch * module.heads * module.head_dim * pairs)
+
+
 def _scored(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = _sizes(inputs)
     inner, keys = module.heads * module.head_dim, module.kv_heads * module.head_dim
@@ -138,6 +157,7 @@ def _cross_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 
 
 FORMULAS = {
+    "CachingAttention": _cached, "SubsampledAttention": _heads, "SpaceTime": _lines,
     "ScoredAttention": _scored, "OffsetFactors": _offset_factors, "OffsetVectors": _offset_vectors,
     "SinusoidTerms": _sinusoids, "MixtureOfHeadsAttention": _heads, "IsomorphicAttention": _isomorphic,
     "SplitPaths": _split, "MixingAttention": _mixing, "SkippingAttention": _heads,

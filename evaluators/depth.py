@@ -20,14 +20,16 @@ from torch import Tensor, nn
 
 from ..space.macros.exits import ExitLayers
 from ..space.macros.gated import GatedLayers
+from ..space.macros.multi_rate import MultiRateLayers
 from ..space.macros.routed import RoutedLayers
 from ..space.macros.routing import count_of, picked
 
-__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "routing_loss"]
+__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "rate_loss",
+           "routing_loss"]
 
 
 def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """The logits of every exit of the model's one `EarlyExit`, and last of the whole depth, from one pass.
+    """The logits of every exit of the model's one `EarlyExit` or `MultiRate`, and last of the whole depth, from one pass.
 
     What follows the layers with exits sees all exits as one larger batch.
     """
@@ -112,14 +114,36 @@ def mean_gate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return logits, torch.stack(found).mean()
 
 
+def rate_loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and the mean squared difference of the faster stream of the model's `MultiRate` layers from the slower one
+    `rate` times as deep after the last exit, or at the end where it ends before (Bhendawade et al., 2025). The slower stream
+    is the teacher and gets no gradient from it.
+    """
+    losses: list[Tensor] = []
+
+    def compare(module: MultiRateLayers) -> Any:
+        def run(x: Tensor) -> Tensor:
+            slow, fast = module.both(x)
+            for index, each in enumerate(fast):
+                start = max(depth for depth in (0, *module.depths) if depth <= index)
+                deep = min(start + round(module.rate * (index + 1 - start)), len(slow) - 1)
+                losses.append((each - slow[deep].detach()).square().mean())
+            return slow[-1]
+        return run
+
+    with _instead(_all(model, MultiRateLayers, "MultiRate"), "forward", compare):
+        logits = model(inputs)
+    return logits, torch.stack(losses).mean()
+
+
 def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The logits of all exits and the whole depth, and the scores of the exits."""
-    layers = _all(model, ExitLayers, "EarlyExit")
+    layers = _all(model, (ExitLayers, MultiRateLayers), "EarlyExit")
     if len(layers) > 1:
-        raise ValueError(f"exits are told apart for one EarlyExit in a model: got {len(layers)}; leave one")
+        raise ValueError(f"exits are told apart for one EarlyExit or MultiRate in a model: got {len(layers)}; leave one")
     kept: list[Tensor] = []
 
-    def all_exits(module: ExitLayers) -> Any:
+    def all_exits(module: Any) -> Any:
         def run(x: Tensor) -> Tensor:
             outputs, scores = module.every(x)
             kept.extend(scores)
@@ -131,7 +155,7 @@ def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]
     return list(logits.split(len(inputs))), kept
 
 
-def _all(model: nn.Module, kind: type, macro: str) -> list[Any]:
+def _all(model: nn.Module, kind: type | tuple[type, ...], macro: str) -> list[Any]:
     found = [module for module in model.modules() if isinstance(module, kind)]
     if not found:
         raise ValueError(f"this is about {macro} in a model: got none in {type(model).__name__}; put one into the body")

@@ -30,6 +30,10 @@ def _at_every_token(*names: str) -> Any:
     return formula
 
 
+def _branches(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(_tokens(inputs) * sum(weight.numel() for weight in module.weights))
+
+
 def _halving(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(output.numel() * module.weight[0].numel())
 
@@ -82,6 +86,8 @@ def _spectrogram(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 
 
 FORMULAS = {
+    "FoldedConvolution": _at_every_token("weight"),
+    "MultiGroupConvolution": _branches,
     "FusedBottleneck": _at_every_token("weight"),
     "HeadConvolutions": _at_every_token("weight"),
     "SplitTranspose": _at_every_token("taps"),

@@ -9,6 +9,7 @@ MIXER = bp.choice(bp.Attention(heads=bp.choice(2, 4)), bp.ShortConv(kernel=3))
 BLOCK = bp.Block(mixer=MIXER, channel=bp.choice(bp.SwiGLU(ratio=bp.choice(1, 2)), bp.Identity()))
 ATTENTION = bp.Block(mixer=bp.Attention(heads=4, kv_heads=bp.choice(2, 4)), channel=bp.MLP(ratio=2))
 BOTH_WAYS = bp.Block(mixer=bp.Attention(heads=bp.choice(2, 4), kv_heads=2, bidirectional=True), channel=bp.MLP(ratio=2))
+OPEN = bp.Block(mixer=bp.choice(bp.ShortConv(kernel=3), bp.Identity()))
 
 
 def space(body, **more):
@@ -76,6 +77,11 @@ CAUSAL = {
         bp.VisitOrder(order=bp.choice((1, 0), (2, 0, 0))), bp.VisitOrder(side_by_side=True, times=2)))),
     "exits": space((BLOCK, bp.EarlyExit(bp.repeat(BLOCK, 3), exits=(1, 2), adapters=(BLOCK, bp.Block()),
                                         leave=bp.choice(None, 0, 1, "token")))),
+    "two rates": space((
+        bp.MultiRate((BLOCK, OPEN, BLOCK), exits=(1, 2), fast=(bp.Block(channel=bp.MLP(ratio=1)), BLOCK), leave="token"),
+        bp.MultiRate((BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=bp.choice(None, 0)))),
+    "shortcuts": space(bp.Shortcuts((BLOCK, OPEN), adapters=(bp.Block(channel=bp.MLP(ratio=1)), bp.choice(
+        bp.Block(), BLOCK)), reuse=bp.choice(True, False), hard=bp.choice(True, False))),
     "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
     "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
         heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),
@@ -119,6 +125,8 @@ GRID = {
     "conditioned on a grid": space(bp.Conditioned(bp.repeat(bp.Block(
         mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), channel=bp.MLP(ratio=1), join=bp.AdaGate(),
         norm=bp.choice(bp.AdaNorm(), bp.TimeDependentNorm())), 2)), **IMAGES),
+    "shortcuts on a grid": space((bp.Shortcuts(BLOCK, adapters=bp.Block(channel=bp.MLP(ratio=1))), bp.MultiRate(
+        (BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=0)), **IMAGES),
     "class attention": space((bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1),
                                                  join=bp.LayerScale()), 2),
                               bp.ClassAttention(depth=bp.choice(1, 2), heads=bp.choice(2, 4), ratio=2)), **IMAGES),

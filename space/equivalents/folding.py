@@ -1,5 +1,5 @@
 """Norms that became a scale and a shift per channel, batch norms inside the weights before them, such a norm inside the
-linear map after it, and spectral norms put into the matrices."""
+linear map after it, spectral norms put into the matrices, and convolutions side by side made one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..operators.batchnorm import BatchNorm, BatchNormalisation
 from ..operators.branched import LAST, Branched
+from ..operators.multi_group_conv import MultiGroupConv
 from ..operators.prepbn import Affine, ChannelAffine, PRepBN
 from ..operators.spectral import Spectral, spectral_norm
 from .comparing import compared, declared_by, in_double, rewritten, with_weights
@@ -29,7 +30,8 @@ def folded(model: SequenceModel) -> SequenceModel:
     An `Affine` stands in the place of every `PRepBN` whose annealing is over and of every `BatchNorm`; batch norms inside
     operators that have a field `folded` are in the weights before them, all but their shift (structural
     re-parameterisation); the operator itself, with the matrices it computed with, stands in the place of every `Spectral`
-    one, and of every `Branched` one whose branches are joined. Batch norms inside other operators, and inside macros, stay.
+    one, and of every `Branched` one whose branches are joined; one convolution stands for the branches of a
+    `MultiGroupConv`. Batch norms inside other operators, and inside macros, stay.
 
     What such a norm computes in evaluation mode is linear: gain = weight / sqrt(var + eps) + eta, eta being 0 in a batch
     norm, shift = bias - mean * weight / sqrt(var + eps).
@@ -53,6 +55,8 @@ def folded(model: SequenceModel) -> SequenceModel:
             _fold_spectral(weights, name, operator)
         elif isinstance(operator, Branched):
             _fold_branches(weights, name, operator)
+        elif isinstance(operator, MultiGroupConv) and not operator.folded:
+            _fold_groups(weights, name, operator)
     body = rewritten(plan.layers, _plain)
     _check_loops(architecture)
     made = with_weights(plan, {"embed": _plain(plan.embed), "body": body, "norm": _plain(plan.norm)}, weights, model)
@@ -64,7 +68,7 @@ def _plain(operator: Any) -> Any:
         return Affine()
     if isinstance(operator, Spectral | Branched):
         return operator.op
-    return replace(operator, folded=True) if _is_foldable(operator) else operator
+    return replace(operator, folded=True) if isinstance(operator, MultiGroupConv) or _is_foldable(operator) else operator
 
 
 def _is_foldable(operator: Any) -> bool:
@@ -125,6 +129,26 @@ def _fold(weights: dict[str, Tensor], name: str, norm: PRepBN) -> None:
     weights[f"{name}.bias"] = held["bias"] - held["running_mean"] * scale
     for key in OWN:
         del weights[f"{name}.{key}"]
+
+
+def _fold_groups(weights: dict[str, Tensor], name: str, conv: MultiGroupConv) -> None:
+    """The branches as one kernel: each in the middle, at the inputs of its own groups, times the gain of its norm."""
+    kernels = [(weights.pop(f"{name}.weights.{i}"), f"{name}.norms.{i}") for i in range(len(conv.branches))]
+    width = len(kernels[0][0])
+    if conv.identity:
+        kernels.append((torch.ones_like(kernels[0][0][:, :1, :1, :1]), f"{name}.norm"))
+    channel_D, size = torch.arange(width, device=kernels[0][0].device), width // conv.groups
+    total = kernels[0][0].new_zeros(width, size, conv.kernel, conv.kernel)
+    bias_D = total.new_zeros(width)
+    for kernel, norm in kernels:
+        held = {key: weights.pop(f"{norm}.{key}") for key in ("weight", "bias", "running_mean", "running_var")}
+        gain_D = held["weight"] * torch.rsqrt(held["running_var"] + 1e-5)
+        bias_D += held["bias"] - held["running_mean"] * gain_D
+        count, side = kernel.shape[1:3]
+        into_DC = (channel_D // count * count % size)[:, None] + torch.arange(count, device=total.device)
+        middle = slice((conv.kernel - side) // 2, (conv.kernel + side) // 2)
+        total[channel_D[:, None], into_DC, middle, middle] += gain_D[:, None, None, None] * kernel
+    weights[f"{name}.weight"], weights[f"{name}.bias"] = total, bias_D
 
 
 @torch.no_grad()

@@ -25,8 +25,10 @@ from .attention_options import (
     position_module,
 )
 from .attention_variants import BidirectionalAttention, ReusingAttention, SingleValueAttention
+from .caching_attention import CachingAttention
 from .causal_attention import CausalAttention, attend, rotate, rotation
 from .scored_attention import ScoredAttention
+from .subsampled_attention import SubsampledAttention
 
 __all__ = ["Attention", "CausalAttention", "attend", "rotate", "rotation"]
 
@@ -61,6 +63,9 @@ class Attention(Operator):
     divided by tau0 sqrt(width head_dim) (Shaped Transformer, Noci et al., 2023).
     weights: "softmax", or "relu_norm": ReLU of the scores, and a layer norm of the heads' outputs (Zhou et al., 2023;
     read as a norm over channels, which serves any number of keys).
+    cache: what is kept of tokens once there are many, a policy such as `Keyformer(budget=64)`; None keeps all of them. It
+    goes with plain softmax scores, and hands on no keys and values to later layers.
+    subsample: a `Subsample`: in training, each token reads a random part of the others; it goes with plain softmax scores.
     """
 
     heads: Any = 4
@@ -88,6 +93,8 @@ class Attention(Operator):
     symmetric: Any = False
     shaped: Any = None
     weights: Any = "softmax"
+    cache: Any = None
+    subsample: Any = None
     options: ClassVar[tuple[str, ...]] = ("position", "reach", "buckets", "position_hidden", "persistent", "weights")
     source: ClassVar[Source] = Source(
         "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
@@ -105,6 +112,10 @@ class Attention(Operator):
     def reads_shared(self) -> bool:
         """Whether it needs what earlier layers publish."""
         return bool(self.value_residual or self.reuse_kv)
+
+    @property
+    def chooses(self) -> bool:                                                        # type: ignore[override]
+        return self.cache is not None and self.cache.score is not None
 
     @property
     def is_rotary(self) -> bool:
@@ -208,6 +219,14 @@ class Attention(Operator):
             return ReusingAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
         if self.value_residual == "single":
             return SingleValueAttention(*sizes, **options, bidirectional=bool(self.bidirectional))
+        plain = (*sizes[:4], self.rope_base, self.is_rotary, bool(self.qk_norm), self.value_residual is True,
+                 self.value_residual == "identity", bool(self.sub_norm))
+        if self.cache is not None:
+            kept = self.cache
+            return CachingAttention(*plain, kept.budget, kept.limit, kept.kept_first, kept.kept_last, kept.score is not None,
+                                    kept.noise())
+        if self.subsample is not None:
+            return SubsampledAttention(*plain, self.subsample.keep, self.subsample.spread, bool(self.bidirectional))
         kind = BidirectionalAttention if self.bidirectional else CausalAttention
         return kind(*sizes, **options, value_residual=self.value_residual is True,
                     half_first=self.value_residual == "identity")
@@ -222,7 +241,9 @@ class Attention(Operator):
             self.shaped is not None, self.weights == "relu_norm")
 
     def visible_pairs(self, length: int) -> int:
-        """Query-key pairs inside the window over a whole sequence."""
+        """Query-key pairs inside the window, or read from the cache, over a whole sequence."""
+        if self.cache is not None:
+            return int(self.cache.pairs(length))
         window = min(self.window or length, length)
         behind = window * (window + 1) // 2 + (length - window) * window
         return 2 * behind - length if self.bidirectional else behind
@@ -238,6 +259,8 @@ class Attention(Operator):
         if self.bidirectional:
             return self.macs(width, length + 1)
         seen = length + 1 if self.window is None else min(length + 1, self.window)
+        if self.cache is not None:
+            seen = self.cache.reads(length)
         pairs = 2 * self.heads * self.sizes(width)[2] * seen
         return float(self.matrix_numel(width) + pairs + option_decode_macs(self, width, seen))
 
@@ -248,4 +271,6 @@ class Attention(Operator):
         kept = length if self.window is None else min(length, self.window - 1)
         channels = (2 * kv_heads + (0 if self.symmetric else self.heads)) * head_dim
         per_token = (1 if self.value_residual == "single" else 2) * kv_heads * head_dim
+        if self.cache is not None:
+            kept, per_token = self.cache.kept(length), per_token + (0 if self.cache.score is None else kv_heads)
         return int(kept * per_token + (0 if self.qkv_conv is None else (self.qkv_conv - 1) * channels))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...registry import unknown
 from ..axes import Axis, Dim, Init, Param, axis, param
+from .cache_policies import CachePolicy
 from .checks import is_whole, require_whole
 from .relative_position import (
     BucketBias,
@@ -21,6 +22,7 @@ from .relative_position import (
     SlopeBias,
 )
 from .short_conv import tap_init
+from .subsampled_attention import Subsample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +49,8 @@ def check_options(config: Any, where: str) -> None:
     _check_position(config, where)
     _check_conv(config, where)
     _check_weights(config, where)
+    _check_cache(config, where)
+    _check_subsample(config, where)
     if config.symmetric and (config.kv_heads or config.heads) != config.heads:
         raise ValueError(f"symmetric scores need a key of its own for every query at {where}: got {config.kv_heads} kv_heads "
                          f"for {config.heads} heads; leave kv_heads out")
@@ -87,6 +91,30 @@ def _check_weights(config: Any, where: str) -> None:
                          "plain attention")
     if config.weights == "relu_norm" and (config.sink or config.clip_gamma < 0 or config.clip_zeta > 1):
         raise ValueError(f"sink and clipping are of a softmax at {where}: got weights='relu_norm'; leave them out")
+
+
+def _check_cache(config: Any, where: str) -> None:
+    if config.cache is None:
+        return
+    if not isinstance(config.cache, CachePolicy):
+        raise TypeError(f"cache is a policy at {where}: got {config.cache!r}; use Keyformer(budget=64), or None to keep all")
+    config.cache.check(f"{where}.cache")
+    if config.bidirectional or config.window is not None or config.reuse_kv or config.value_residual == "single" or (
+            config.writes_scores):
+        raise ValueError(f"cache goes with causal attention and plain softmax scores over keys of its own, without a window, "
+                         f"at {where}: got {config}; leave the other options out")
+
+
+def _check_subsample(config: Any, where: str) -> None:
+    if config.subsample is None:
+        return
+    if not isinstance(config.subsample, Subsample):
+        raise TypeError(f"subsample is a Subsample at {where}: got {config.subsample!r}; use Subsample(keep=0.25), or None")
+    config.subsample.check(f"{where}.subsample")
+    if config.window is not None or config.cache is not None or config.reuse_kv or config.value_residual == "single" or (
+            config.writes_scores):
+        raise ValueError(f"subsample goes with plain softmax scores over keys and values of its own, without a window or a "
+                         f"cache policy, at {where}: got {config}; leave the other options out")
 
 
 def is_stretched(config: Any) -> bool:
@@ -168,6 +196,8 @@ def fixed_axes(config: Any) -> dict[str, str]:
         found["buckets"] = "a bucket is a range of distances"
     if config.position == "transformer_xl":
         found["waves"] = "a wave is a frequency"
+    if config.cache is not None and config.cache.score == "noisy":
+        found |= {"kv_heads": "a head has its own noise", "group": "a head has its own noise"}
     if config.position in ("m1", "m2", "m3", "m4"):
         found["distances"] = "an entry is a distance"
     return found
@@ -180,6 +210,8 @@ def option_macs(config: Any, width: int, length: int, pairs: int) -> float:
     kv_heads, _, head_dim = config.sizes(width)
     inner, keys = config.heads * head_dim, kv_heads * head_dim
     total = length * _token_macs(config, width)
+    if config.chooses:
+        total += pairs * inner                               # scores once more, for what is kept
     if config.position == "fire":
         total += pairs * _fire_macs(config)
     if config.position == "transformer_xl":
@@ -199,6 +231,8 @@ def option_decode_macs(config: Any, width: int, seen: int) -> float:
     kv_heads, _, head_dim = config.sizes(width)
     inner, keys = config.heads * head_dim, kv_heads * head_dim
     total = _token_macs(config, width)
+    if config.chooses:
+        total += seen * inner
     if config.position == "fire":
         total += seen * _fire_macs(config)
     if config.position == "transformer_xl":

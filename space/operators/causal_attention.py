@@ -127,13 +127,7 @@ class CausalAttention(nn.Module):
                 shared: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """What each head gives, before the output projection, and the state after it."""
         start = 0 if state is None else state["position"]
-        q_BTHP, k_BSGP, v_BSGP = self.projected(x_BTD, start)
-        if shared is not None:
-            shared.setdefault("first_value", v_BSGP)
-        if self.mix is not None:
-            v_BSGP = with_first_values(v_BSGP, self.mix, shared)
-        if self.half_first:
-            v_BSGP = with_first_values(v_BSGP, (0.5, 0.5), shared)
+        q_BTHP, k_BSGP, v_BSGP = self.new_tokens(x_BTD, start, shared)
         if state is not None:
             k_BSGP = torch.cat([state["key"], k_BSGP], dim=1)
             v_BSGP = torch.cat([state["value"], v_BSGP], dim=1)
@@ -145,6 +139,18 @@ class CausalAttention(nn.Module):
         new_state = {"key": k_BSGP[:, k_BSGP.shape[1] - keep:], "value": v_BSGP[:, v_BSGP.shape[1] - keep:],
                      "position": start + x_BTD.shape[1]}
         return y_BTHP, new_state
+
+    def new_tokens(self, x_BTD: Tensor, start: int,
+                   shared: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the new tokens, values mixed with those of the first layer where that is asked."""
+        q_BTHP, k_BTGP, v_BTGP = self.projected(x_BTD, start)
+        if shared is not None:
+            shared.setdefault("first_value", v_BTGP)
+        if self.mix is not None:
+            v_BTGP = with_first_values(v_BTGP, self.mix, shared)
+        if self.half_first:
+            v_BTGP = with_first_values(v_BTGP, (0.5, 0.5), shared)
+        return q_BTHP, k_BTGP, v_BTGP
 
     def projected(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the new tokens, the first of them at position `start`."""

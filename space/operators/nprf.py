@@ -21,7 +21,15 @@ from ..operator import Operator, Source
 from .checks import require_whole
 from .recurrence import check_heads
 
-__all__ = ["NPRF", "ToeplitzAttention", "normal_numbers"]
+__all__ = ["NPRF", "ToeplitzAttention", "normal_numbers", "uniform_numbers"]
+
+
+def uniform_numbers(place: Tensor, salt: int, dtype: torch.dtype) -> Tensor:
+    """Numbers that pass for independent uniform ones between 0 and 1, each a function of a whole number."""
+    bits = (place + salt) & 0xFFFFFFFF
+    for multiplier in (0x45D9F3B, 0x119DE1F3):
+        bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
+    return ((bits ^ (bits >> 16)).to(dtype) + 0.5) / 2**32
 
 
 def normal_numbers(heads: int, features: int, head_dim: int, device: Any, dtype: torch.dtype) -> Tensor:
@@ -32,12 +40,7 @@ def normal_numbers(heads: int, features: int, head_dim: int, device: Any, dtype:
     """
     h, f, p = (torch.arange(size, device=device, dtype=torch.int64) for size in (heads, features, head_dim))
     seed_HFP = (h[:, None, None] * 1009 + f[:, None]) * 4099 + p
-    uniform = []
-    for salt in (0x9E3779B9, 0x7F4A7C15):
-        bits = (seed_HFP + salt) & 0xFFFFFFFF
-        for multiplier in (0x45D9F3B, 0x119DE1F3):
-            bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
-        uniform.append(((bits ^ (bits >> 16)).to(dtype) + 0.5) / 2**32)
+    uniform = [uniform_numbers(seed_HFP, salt, dtype) for salt in (0x9E3779B9, 0x7F4A7C15)]
     return (-2 * uniform[0].clamp_min(1e-9).log()).sqrt() * (2 * math.pi * uniform[1]).cos()
 
 

@@ -22,6 +22,8 @@ from ..macros.recursion import Recursion
 from ..macros.reductions import Reduction
 from ..macros.residual import Residual
 from ..operator import operators
+from ..operators.cache_policies import CachePolicy
+from ..operators.subsampled_attention import Subsample
 from ..plan import Loop, Once
 from .versions import SPACE as SCHEMA_VERSION
 
@@ -115,7 +117,8 @@ def _class_of(name: str, where: str) -> Callable[..., Any]:
 
 
 def _known(name: str) -> Callable[..., Any] | None:
-    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction)]
+    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction),
+                              *CachePolicy.__subclasses__(), Subsample]
     plain = WORDS | {cls.__name__: cls for cls in kinds}
     if name in plain:
         return plain[name]

@@ -23,6 +23,11 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "MemoryLayerMixer": [
         (bp.MemoryLayerMixer(heads=4, bits=4), 32), (bp.MemoryLayerMixer(heads=2, head_dim=6, bits=3), 12),
         (bp.MemoryLayerMixer(heads=2, bits=4, temperature=0.5, rope_base=100.0), 16)],
+    "MemoryMLP": [
+        (bp.MemoryMLP(ratio=2, levels=(2, 3), block=(12, 7), path=(1, 2)), 24),
+        (bp.MemoryMLP(ratio=1, levels=(2, 3), block=(5, 7), path=(0, 2)), 16),
+        (bp.MemoryMLP(ratio=1, activation="silu", levels=(2, 2), block=4, path=(1, 0)), 16),
+        (bp.MemoryMLP(ratio=1, levels=(), path=()), 16)],
     "MoHD": [(bp.MoHD(shared=0.5, groups=4, top_k=2, ratio=2), 32), (bp.MoHD(shared=0.3, groups=3, top_k=1, ratio=1), 16),
              (bp.MoHD(shared=0, groups=2, top_k=2, ratio=1), 24)],
     "PartialFormer": [
@@ -37,6 +42,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 UNVARIED: dict[str, dict[str, str]] = {
     "GRKAN": {"numerator": "the paper's order 5", "denominator": "the paper's order 4"},
     "MemoryLayerMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
+    "MemoryMLP": {"child_0": "one child of every node is fetched", "child_1": "one child of every node is fetched"},
     "PartialFormer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
     "PattentionMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
 }
@@ -201,8 +207,16 @@ def _head_networks(w, y_BHP):
                         for y_BP, up, down in zip(y_BHP.unbind(1), w["head_up"], w["head_down"], strict=True)], 1)
 
 
+def _fetched(w, config, x):
+    act = {"gelu": gelu, "silu": silu}[config.activation]
+    names = ["feed_forward", *(f"fetched.{level}" for level in range(len(config.levels)))]
+    up, down = torch.cat([w[f"{n}.up.weight"] for n in names]), torch.cat([w[f"{n}.down.weight"] for n in names], 1)
+    return act(x @ up.T) @ down.T
+
+
 REFERENCES = {
     "AdapterMLP": _adapters,
+    "MemoryMLP": _fetched,
     "DynamicMoE": per_token(_dynamic_experts),
     "FixedGraph": _fixed_graph,
     "GRKAN": _group_rational,

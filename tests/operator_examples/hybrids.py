@@ -15,6 +15,7 @@ from bodyplan.space.operators.frame_conv import FrameConvEmbedding
 from bodyplan.space.operators.fused_mobile_conv import FusedMobileConv
 from bodyplan.space.operators.ghost import GhostUnit
 from bodyplan.space.operators.inception_mixer import InceptionMixer
+from bodyplan.space.operators.multi_group_conv import MultiGroupConv
 from bodyplan.space.operators.multi_head_conv import MultiHeadConv
 from bodyplan.space.operators.nin_gate import NiNGate
 from bodyplan.space.operators.pooled_attention import PooledAttention
@@ -56,6 +57,11 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                         (PooledAttention(heads=2, reduction=1), 8)],
     "RaftMLP": [(RaftMLP(side=6, raft=4), 16), (RaftMLP(side=3, raft=2, ratio=1, along="columns"), 8),
                 (RaftMLP(side=4, raft=1), 6)],
+    "MultiGroupConv": [
+        (MultiGroupConv(branches=((5, 4), (1, 2), (3, 1))), 16),
+        (MultiGroupConv(branches=((3, 4), (3, 2), (1, 1)), activation="silu", identity=False), 8),
+        (MultiGroupConv(branches=((5, 4), (1, 2)), activation=None, folded=True), 16),
+        (MultiGroupConv(branches=((3, 2),), activation="gelu", folded=True), 8)],
     "SDTA": [(SDTA(heads=4, position=True, layer_scale=0.5), 16), (SDTA(heads=4, splits=3, ratio=2), 16),
              (SDTA(heads=2, splits=4, head_dim=3), 9)],
     "SqueezeExcite": [(SqueezeExcite(reduction=4), 16), (SqueezeExcite(reduction=2, activation="gelu", gate="hard"), 12),
@@ -74,9 +80,30 @@ UNVARIED: dict[str, dict[str, str]] = {
     "FrameConvEmbedding": {way: "the convolutions are 3 x 3" for way in SQUARE},
     "GhostUnit": {"ghost": "a channel and its ghost"},
     "InceptionMixer": {way: "the filters are 3 x 3" for way in SQUARE},
+    "MultiGroupConv": {f"branch_1_{way}": "1 x 1 kernels beside larger ones" for way in ("rows", "columns")},
     "SDTA": {way: "the filters are 3 x 3" for way in SQUARE} | {"waves": "as many numbers describe every place"},
 }
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
+
+
+def multi_group_conv(w, config, x):
+    grid, width = as_grid(x), x.shape[-1]
+
+    def dense(taps, groups):
+        count, size = width // groups, taps.shape[-1]
+        found = torch.zeros(width, width, size, size, dtype=x.dtype)
+        for o in range(width):
+            found[o, o // count * count:(o // count + 1) * count] = taps[o]
+        return found
+
+    if config.folded:
+        y = convolved(grid, dense(w["weight"], config.groups)) + w["bias"]
+    else:
+        y = sum(batch_norm(w, convolved(grid, dense(w[f"weights.{i}"], groups)), f"norms.{i}.")
+                for i, (_, groups) in enumerate(config.branches))
+        y = y + batch_norm(w, grid, "norm.") if config.identity else y
+    act = {"relu": lambda h: h.clamp(min=0), "gelu": gelu, "silu": lambda h: h / (1 + torch.exp(-h)), None: lambda h: h}
+    return act[config.activation](y).view(x.shape)
 
 
 def weighed(w, x, prefix, activation, gate):
@@ -321,6 +348,7 @@ def squeezeformer_conv(w, config, x):
 REFERENCES = {
     "CrossCovarianceAttention": cross_covariance, "DepthwiseMLP": depthwise_mlp, "DFCAttention": dfc_attention,
     "FusedMobileConv": fused_mobile_conv, "GhostUnit": ghost_unit, "InceptionMixer": inception_mixer,
+    "MultiGroupConv": multi_group_conv,
     "MultiHeadConv": multi_head_conv, "NiNGate": nin_gate, "PooledAttention": pooled_attention, "RaftMLP": raft_mlp,
     "SDTA": sdta, "SqueezeExcite": squeeze_excite, "SqueezeformerConv": squeezeformer_conv,
     "SubspaceAttention": subspace_attention, "TokenMLP": token_mlp,

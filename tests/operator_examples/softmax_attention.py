@@ -18,6 +18,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.Attention(heads=4, kv_heads=2, rotary=False, qk_norm=True), 32),
         (bp.Attention(heads=2, bidirectional=True, window=4), 32), (bp.Attention(heads=2, value_residual=True), 24),
         (bp.Attention(heads=2, value_residual="identity", sub_norm=True), 24),
+        (bp.Attention(heads=4, kv_heads=2, cache=bp.Keyformer(budget=9, prompt=12)), 16),
+        (bp.Attention(heads=2, cache=bp.RecentTokens(budget=6, sinks=2)), 16),
         (bp.Attention(heads=2, head_dim=4, window=1, rope_base=100.0), 16),
         (bp.Attention(heads=2, kv_heads=1, head_dim=6), 24),
         (bp.Attention(heads=4, kv_heads=2, position="t5", reach=20, buckets=8, persistent=3, gate="head"), 16),
@@ -87,7 +89,8 @@ UNVARIED: dict[str, dict[str, str]] = {
 }
 
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
-    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies"},
+    "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies",
+                  "subsample": "draws at random in training, where the contract compares runs: test_subsampled_attention"},
     "ForwardCrossAttention": {"before": "needs the layers before it: run by their stacks"},
     "LayerMixAttention": {"before": "needs the layers before it: run by their stacks"},
     "SkipAttention": {"before": "needs the layers before it: run by their stacks"},

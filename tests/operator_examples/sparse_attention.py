@@ -7,6 +7,7 @@ import math
 import torch
 from bodyplan.space.operator import Operator
 from bodyplan.space.operators.bi_level_routing import BiLevelRoutingAttention
+from bodyplan.space.operators.chunk_attention import ChunkAttention
 from bodyplan.space.operators.combiner import Combiner
 from bodyplan.space.operators.hierarchical_attention import HierarchicalAttention
 from bodyplan.space.operators.kmeans_cross_attention import KMeansCrossAttention
@@ -16,6 +17,7 @@ from bodyplan.space.operators.nprf import normal_numbers
 from bodyplan.space.operators.ponet import PoNet
 from bodyplan.space.operators.routing_attention import RoutingAttention
 from bodyplan.space.operators.selective_attention import SelectiveAttention
+from bodyplan.space.operators.space_time_attention import SpaceTimeAttention
 from bodyplan.space.operators.sparsifiner import Sparsifiner
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
@@ -25,6 +27,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (BiLevelRoutingAttention(heads=4, regions=3, chosen=2), 16),
         (BiLevelRoutingAttention(heads=2, regions=2, chosen=1, kernel=3, head_dim=3), 8),
         (BiLevelRoutingAttention(heads=2, regions=1, kernel=None), 8)],
+    "ChunkAttention": [
+        (ChunkAttention(heads=4, chosen=2, adapter=6), 16), (ChunkAttention(heads=2, head_dim=6, adapter=3, rotary=False), 8),
+        (ChunkAttention(heads=2, chosen=1, rope_base=100.0, adapter=4), 8)],
     "Combiner": [
         (Combiner(heads=4, block=4), 16), (Combiner(heads=2, block=5, head_dim=3), 8),
         (Combiner(heads=2, pattern="logsparse"), 8), (Combiner(heads=2, pattern="axial", block=6), 8)],
@@ -48,6 +53,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "SelectiveAttention": [
         (SelectiveAttention(heads=4, reads="choose", tokens=5), 16), (SelectiveAttention(heads=2, head_dim=6, tokens=3), 8),
         (SelectiveAttention(heads=2, rotary=False, rope_base=100.0), 8)],
+    "SpaceTimeAttention": [
+        (SpaceTimeAttention(heads=4, places=5), 16), (SpaceTimeAttention(heads=2, places=4, over="time", rotary=True), 8),
+        (SpaceTimeAttention(heads=2, head_dim=6, places=3, over="both", rotary=True, rope_base=100.0), 8)],
     "Sparsifiner": [
         (Sparsifiner(heads=4, rank=8, tokens=9), 16),
         (Sparsifiner(heads=2, rank=4, tokens=5, keep=0.5, routing_dim=3, threshold=0.1, head_dim=3), 8)],
@@ -55,7 +63,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {name: {"half": "a rotary pair has two entries"}
-                                       for name in ("LandmarkAttention", "SelectiveAttention")}
+                                       for name in ("LandmarkAttention", "SelectiveAttention", "SpaceTimeAttention")}
+UNVARIED["ChunkAttention"] = {"half": "a rotary pair has two entries", "one": "a token ends a chunk or not"}
 
 
 def heads_of(x, weight, heads):
@@ -319,7 +328,50 @@ def selective_attention(w, config, x):
     return merged(masked_mean(q, k, v, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()), w)
 
 
+def chunk_attention(w, config, x):
+    """Token by token, with a list of chunks, each a list of places."""
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    if config.rotary:
+        q, k = rotated(q, config.rope_base), rotated(k, config.rope_base)
+    if config.chosen is None:
+        return merged(masked_mean(q, k, v, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()), w)
+    ask, offer, ends = x @ w["ask.weight"].T, x @ w["offer.weight"].T, x @ w["ends.weight"][0] + w["ends.bias"]
+    rows = []
+    for b in range(len(x)):
+        chunks, current, read = [], [], {}
+        for t in range(x.shape[1]):
+            current = [*current, t]
+            places = [*current, *read]
+            logits = torch.stack([(q[b, :, t] * k[b, :, s]).sum(-1) / math.sqrt(q.shape[-1]) + read.get(s, 0)
+                                  for s in places], -1)
+            rows.append((logits.softmax(-1)[..., None] * v[b][:, places]).sum(1))
+            if ends[b, t] > 0:
+                chunks, current = [*chunks, current], []
+                scored = [(ask[b, t] @ offer[b, chunk[-1]] / math.sqrt(config.adapter), chunk) for chunk in chunks]
+                best = sorted(scored, key=lambda pair: float(pair[0].detach()), reverse=True)[:config.chosen]
+                # A chunk's score, and at its own last token how sure the end is, as terms of no size that have a gradient.
+                read = {s: score - score.detach() + (ends[b, chunk[-1]] - ends[b, chunk[-1]].detach())
+                        for score, chunk in best for s in chunk}
+    return merged(torch.stack(rows).view(len(x), x.shape[1], config.heads, -1).transpose(1, 2), w)
+
+
+def space_time_attention(w, config, x):
+    q, k, v = (heads_of(x, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    length = x.shape[1]
+    lines = {"space": [range(s, min(s + config.places, length)) for s in range(0, length, config.places)],
+             "time": [range(n, length, config.places) for n in range(min(config.places, length))], "both": [range(length)]}
+    y = torch.zeros_like(v)
+    for line in map(list, lines[config.over]):
+        each = [part[:, :, line] for part in (q, k, v)]
+        if config.rotary:
+            each[:2] = rotated(each[0], config.rope_base), rotated(each[1], config.rope_base)
+        mean = masked_mean(*each, torch.ones(len(line), len(line), dtype=torch.bool))
+        y = y.index_add(2, torch.tensor(line), mean)
+    return merged(y, w)
+
+
 REFERENCES = {
+    "SpaceTimeAttention": space_time_attention, "ChunkAttention": chunk_attention,
     "HierarchicalAttention": hierarchical_attention, "SelectiveAttention": selective_attention,
     "BiLevelRoutingAttention": bi_level_routing, "Combiner": combiner, "LSHAttention": lsh_attention,
     "LandmarkAttention": landmark_attention, "PoNet": ponet, "RoutingAttention": routing_attention,
