@@ -23,7 +23,8 @@ from ..space.macros.gated import GatedLayers
 from ..space.macros.routed import RoutedLayers
 from ..space.macros.routing import count_of, picked
 
-__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "routing_loss"]
+__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "modules_of", "replaced",
+           "routing_loss"]
 
 
 def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -84,7 +85,7 @@ def routing_loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
         member_BT = torch.zeros_like(score_BT).scatter(1, places_BK, 1.0)
         losses.append(F.binary_cross_entropy_with_logits(score_BT, member_BT))
 
-    shares = {m.router: m.capacity for m in _all(model, RoutedLayers, "Routed")}
+    shares = {m.router: m.capacity for m in modules_of(model, RoutedLayers, "Routed")}
     hooks = [router.register_forward_hook(compare) for router in shares]
     try:
         logits = model(inputs)
@@ -107,14 +108,14 @@ def mean_gate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
             return GatedLayers.gated(module, layer, x, score_B)
         return run
 
-    with _instead(_all(model, GatedLayers, "GatedDepth"), "gated", gated):
+    with replaced(modules_of(model, GatedLayers, "GatedDepth"), "gated", gated):
         logits = model(inputs)
     return logits, torch.stack(found).mean()
 
 
 def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The logits of all exits and the whole depth, and the scores of the exits."""
-    layers = _all(model, ExitLayers, "EarlyExit")
+    layers = modules_of(model, ExitLayers, "EarlyExit")
     if len(layers) > 1:
         raise ValueError(f"exits are told apart for one EarlyExit in a model: got {len(layers)}; leave one")
     kept: list[Tensor] = []
@@ -126,12 +127,13 @@ def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]
             return torch.cat(outputs)
         return run
 
-    with _instead(layers, "forward", all_exits):
+    with replaced(layers, "forward", all_exits):
         logits = model(inputs)
     return list(logits.split(len(inputs))), kept
 
 
-def _all(model: nn.Module, kind: type, macro: str) -> list[Any]:
+def modules_of(model: nn.Module, kind: type, macro: str) -> list[Any]:
+    """The modules of a kind in a model. Raises ValueError where there are none."""
     found = [module for module in model.modules() if isinstance(module, kind)]
     if not found:
         raise ValueError(f"this is about {macro} in a model: got none in {type(model).__name__}; put one into the body")
@@ -139,7 +141,7 @@ def _all(model: nn.Module, kind: type, macro: str) -> list[Any]:
 
 
 @contextmanager
-def _instead(modules: list[Any], name: str, method: Any) -> Iterator[None]:
+def replaced(modules: list[Any], name: str, method: Any) -> Iterator[None]:
     """While it lasts, `name` of every module is what `method(module)` makes."""
     for module in modules:
         setattr(module, name, method(module))

@@ -309,6 +309,8 @@ def initialise(tensor: Tensor, declared: Param, generator: torch.Generator) -> N
         tensor.normal_(0.0, init.gain, generator=generator)
     elif init.kind in ("zeros", "ones", "constant"):
         tensor.fill_({"zeros": 0.0, "ones": 1.0, "constant": init.low}[init.kind])
+    elif init.kind == "identity":
+        tensor.zero_().fill_diagonal_(1.0)
     elif init.kind == "values":
         tensor.copy_(tensor.new_tensor(init.values).expand_as(tensor))
     elif init.kind == "uniform":

@@ -76,6 +76,9 @@ CAUSAL = {
         bp.VisitOrder(order=bp.choice((1, 0), (2, 0, 0))), bp.VisitOrder(side_by_side=True, times=2)))),
     "exits": space((BLOCK, bp.EarlyExit(bp.repeat(BLOCK, 3), exits=(1, 2), adapters=(BLOCK, bp.Block()),
                                         leave=bp.choice(None, 0, 1, "token")))),
+    "chunks of a fixed length": space((BLOCK, bp.Hierarchy(
+        encoder=bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)), inner=bp.repeat(BLOCK, bp.integer(1, 2)),
+        decoder=ATTENTION, chunker=bp.FixedChunks(bp.choice(2, 4), bp.choice(1, 2)), width=bp.choice(None, 32)))),
     "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
     "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
         heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),
@@ -152,6 +155,9 @@ BY_INPUT = {
     "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
         bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
+    "chunks begin where tokens differ": space((BLOCK, bp.Hierarchy(
+        encoder=BLOCK, inner=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=BLOCK, chunker=bp.DynamicChunks(bp.choice(2, 3)),
+        width=bp.choice(None, 32)))),
 }
 
 

@@ -15,6 +15,8 @@
     reduced, reduce   layers among which tokens get fewer, and back; items that change how many go on
     dynamic_drop      layers for the tokens that an interpreter keeps
     patchout          patches left out while training, and positions by row and column
+    hierarchy           layers over chunks of the sequence, between layers over its tokens
+    chunking, dynamic_chunks, fixed_chunks   how it is cut: learned, every so many tokens
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

@@ -18,6 +18,7 @@ from .. import macros as macro_files
 from .. import operators as operator_files
 from ..grammar import Rule, Symbol, checked
 from ..macros.base import macros
+from ..macros.chunking import Chunker
 from ..macros.recursion import Recursion
 from ..macros.reductions import Reduction
 from ..macros.residual import Residual
@@ -115,7 +116,8 @@ def _class_of(name: str, where: str) -> Callable[..., Any]:
 
 
 def _known(name: str) -> Callable[..., Any] | None:
-    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction)]
+    kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction),
+                              *Chunker.__subclasses__()]
     plain = WORDS | {cls.__name__: cls for cls in kinds}
     if name in plain:
         return plain[name]
