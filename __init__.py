@@ -42,6 +42,7 @@ _HOMES = {
     "EarlyExit": ".space.macros.exits",
     "EncoderDecoder": ".space.macros.encoder_decoder",
     "Hierarchy": ".space.macros.hierarchy",
+    "SegmentRecurrence": ".space.macros.segment_recurrence",
     "DynamicChunks": ".space.macros.dynamic_chunks",
     "FixedChunks": ".space.macros.fixed_chunks",
     "Stack": ".space.macros.stack",

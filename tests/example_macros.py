@@ -79,6 +79,9 @@ CAUSAL = {
     "chunks of a fixed length": space((BLOCK, bp.Hierarchy(
         encoder=bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)), inner=bp.repeat(BLOCK, bp.integer(1, 2)),
         decoder=ATTENTION, chunker=bp.FixedChunks(bp.choice(2, 4), bp.choice(1, 2)), width=bp.choice(None, 32)))),
+    "segments": space((BLOCK, bp.SegmentRecurrence(
+        bp.repeat(BLOCK, bp.integer(1, 2)), segment=bp.choice(4, 6), sensory=bp.choice(0, 2), cache=bp.choice(1, 4),
+        memory=bp.choice(None, "mean", "recall"), key_dim=bp.choice(None, 8)))),
     "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
     "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
         heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),

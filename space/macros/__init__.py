@@ -17,6 +17,7 @@
     patchout          patches left out while training, and positions by row and column
     hierarchy           layers over chunks of the sequence, between layers over its tokens
     chunking, dynamic_chunks, fixed_chunks   how it is cut: learned, every so many tokens
+    segment_recurrence  layers over one segment at a time, with a memory between segments
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

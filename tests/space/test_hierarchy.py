@@ -8,64 +8,10 @@ import torch
 from bodyplan.evaluators.cost import macs_flop_counter
 from bodyplan.space.macros.dynamic_chunks import smoothed
 from example_macros import shaken, space
+from macro_oracles import ATTENTION, BOTH_WAYS, CONV, MAMBA, Next, agree, close, holds_to_steps, ids, model_of, stream
 
-ATTENTION = bp.Block(mixer=bp.Attention(heads=2), channel=bp.SwiGLU(ratio=1))
-MAMBA = bp.Block(mixer=bp.Mamba2(state=4, head_dim=8))
-CONV = bp.Block(mixer=bp.ShortConv(kernel=3), channel=bp.MLP(ratio=1))
-BOTH_WAYS = bp.Block(mixer=bp.Attention(heads=2, bidirectional=True))
 NESTED = bp.Hierarchy(encoder=CONV, decoder=MAMBA, width=20, chunker=bp.DynamicChunks(2), inner=(CONV, bp.Hierarchy(
     encoder=CONV, inner=ATTENTION, decoder=CONV, width=24, chunker=bp.DynamicChunks(3))))
-
-
-def model_of(body, width=16, seed=1, spread=1.0):
-    """The module in float64 with every parameter away from its start."""
-    model = shaken(space(body, width=width).sample(0).build(seed=seed)).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("query.weight", "key.weight")):
-                parameter.normal_(0, spread / 4, generator=generator)
-    return model
-
-
-def stream(batch=3, tokens=13, width=16, seed=0):
-    return torch.randn(batch, tokens, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def ids(batch=3, tokens=13, seed=0):
-    return torch.randint(32, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def close(ours, theirs, tolerance=1e-11):
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * max(1, theirs.abs().max())
-
-
-def agree(layer, reference, x, tolerance=1e-11):
-    """Outputs and gradients to the input and to every parameter."""
-    x = x.clone().requires_grad_()
-    weight = stream(*x.shape[:2], x.shape[2], seed=9)
-    leaves = [x, *layer.parameters()]
-    ours, theirs = layer(x), reference(layer, x)
-    close(ours, theirs, tolerance)
-    for mine, wanted in zip(*(torch.autograd.grad((y * weight).sum(), leaves, allow_unused=True, materialize_grads=True)
-                              for y in (ours, theirs)), strict=True):
-        close(mine, wanted, 10 * tolerance)
-
-
-def stepped(model, given, cuts):
-    """The logits of the pieces between `cuts`, one call each."""
-    state, found = model.init_state(len(given), dtype=torch.float64), []
-    for piece in torch.tensor_split(given, cuts, dim=1):
-        logits, state = model.step(piece, state)
-        found.append(logits)
-    return torch.cat(found, 1)
-
-
-def holds_to_steps(model, given):
-    whole = model(given)
-    for cuts in (list(range(1, given.shape[1])), [4], [1, 7], [given.shape[1] - 1]):
-        close(stepped(model, given, cuts), whole, 1e-10)
 
 
 def sees_the_past_alone(layer, width=16, tokens=13):
@@ -223,15 +169,6 @@ def test_dynamic_costs_of_decoding_are_what_a_mean_token_runs_and_keeps():
     assert 4 * sum(t.numel() for t in held) == cost.state_bytes
     ran = [macs_flop_counter(Next(model, state), given[:, t:t + 1]) for t in (12, 11)]     # a boundary, and none
     assert ran[0] > ran[1] and sum(ran) / 2 == pytest.approx(cost.decode_macs, rel=0.01)
-
-
-class Next(torch.nn.Module):
-    def __init__(self, model, state):
-        super().__init__()
-        self.model, self.state = model, state
-
-    def forward(self, token):
-        return self.model.step(token, self.state)[0]
 
 
 # -- the ratio of dynamic chunks ---------------------------------------------------------------------------------------
