@@ -130,6 +130,7 @@ _HOMES = {
     "PRepBN Affine": ".space.operators.prepbn",
     "Spectral": ".space.operators.spectral",
     "Branched": ".space.operators.branched",
+    "Frozen": ".space.operators.frozen",
     "AdaNorm AdaGate": ".space.operators.ada_norm",
     "TimeDependentNorm": ".space.operators.td_norm",
     "Add": ".space.operators.add",
