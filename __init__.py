@@ -42,6 +42,8 @@ _HOMES = {
     "EarlyExit": ".space.macros.exits",
     "EncoderDecoder": ".space.macros.encoder_decoder",
     "Hierarchy": ".space.macros.hierarchy",
+    "BlockEncoder": ".space.macros.block_encoder",
+    "LatentReasoning": ".space.macros.latent_reasoning",
     "SegmentRecurrence": ".space.macros.segment_recurrence",
     "DynamicChunks": ".space.macros.dynamic_chunks",
     "FixedChunks": ".space.macros.fixed_chunks",
@@ -207,7 +209,8 @@ _HOMES = {
     "Sandwich": ".evaluators.strategies.sandwich",
     "Attentive": ".evaluators.strategies.attentive",
     "ProgressiveShrinking": ".evaluators.strategies.shrinking",
-    "exit_distillation exit_logits exit_loss halting_loss mean_gate routing_loss": ".evaluators.depth",
+    "exit_distillation exit_logits exit_loss halting_loss mean_gate reasoning_logits routing_loss":
+        ".evaluators.depth",
     "ratio_loss": ".evaluators.chunking",
     "measured_macs Measured": ".evaluators.measured",
     "recursive": ".evaluators.recursive",

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..space.macros.exits import ExitLayers
 from ..space.macros.gated import GatedLayers
+from ..space.macros.latent_reasoning import ReasoningLayers
 from ..space.macros.routed import RoutedLayers
 from ..space.macros.routing import count_of, picked
 
-__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "modules_of", "replaced",
-           "routing_loss"]
+__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "modules_of",
+           "reasoning_logits", "replaced", "routing_loss"]
 
 
 def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -111,6 +112,19 @@ def mean_gate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     with replaced(modules_of(model, GatedLayers, "GatedDepth"), "gated", gated):
         logits = model(inputs)
     return logits, torch.stack(found).mean()
+
+
+def reasoning_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The logits of the block before the first round and of every round of the model's one `LatentReasoning`.
+
+    What follows sees all of them as one larger batch. The paper gives each round a task of its own (Dai et al., 2025).
+    """
+    layers = modules_of(model, ReasoningLayers, "LatentReasoning")
+    if len(layers) > 1:
+        raise ValueError(f"rounds are told apart for one LatentReasoning in a model: got {len(layers)}; leave one")
+    with replaced(layers, "forward", lambda module: lambda x: torch.cat(module.every(x))):
+        logits = model(inputs)
+    return list(logits.split(len(inputs)))
 
 
 def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:

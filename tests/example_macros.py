@@ -94,6 +94,11 @@ NOT_CAUSAL = {
     "transitions of a sequence": space((bp.ConvEmbedding(), BLOCK, bp.DeformableMerging(width=bp.choice(None, 32)), BLOCK,
                                         bp.HaloDownsample(heads=2, head_dim=4, block=4, halo=1), BLOCK),
                                        head=bp.LanguageHead(tied=False)),
+    "blocks of a document": space((bp.BlockEncoder(
+        bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1)), bp.integer(1, 2)),
+        block=bp.choice(4, 5), width=bp.choice(None, 32)), BLOCK), head=bp.LanguageHead(tied=False)),
+    "rounds over the end": space((BLOCK, bp.LatentReasoning(
+        bp.repeat(BLOCK, bp.integer(1, 2)), block=bp.choice(2, 3), rounds=bp.choice(1, 2)), BLOCK)),
     "groups and latents": space(bp.FIT(local=bp.repeat(BLOCK, 2), overall=BLOCK, group=4, latents=bp.choice(1, 2))),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat"))),
