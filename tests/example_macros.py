@@ -163,6 +163,10 @@ BY_INPUT = {
     "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
         bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
+    "chunks begin at marks": space(bp.Hierarchy(
+        encoder=bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)), inner=bp.repeat(BLOCK, bp.integer(1, 2)),
+        decoder=BLOCK, chunker=bp.WordChunks(bp.choice(3, 4)), width=bp.choice(None, 32)),
+        embed=bp.MarkedEmbedding(vocab=32, marks=(0, 1, 2, 3, 4, 5))),
     "chunks begin where tokens differ": space((BLOCK, bp.Hierarchy(
         encoder=BLOCK, inner=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=BLOCK, chunker=bp.DynamicChunks(bp.choice(2, 3)),
         width=bp.choice(None, 32)))),

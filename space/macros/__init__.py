@@ -16,7 +16,7 @@
     dynamic_drop      layers for the tokens that an interpreter keeps
     patchout          patches left out while training, and positions by row and column
     hierarchy           layers over chunks of the sequence, between layers over its tokens
-    chunking, dynamic_chunks, fixed_chunks   how it is cut: learned, every so many tokens
+    chunking, dynamic_chunks, fixed_chunks, word_chunks   how it is cut: learned, every so many tokens, at marks
     block_encoder       layers over one block at a time, which then is one vector
     latent_reasoning    layers that take the end of the sequence through themselves again
     segment_recurrence  layers over one segment at a time, with a memory between segments

@@ -2,6 +2,7 @@
 
     dynamic_chunks   where neighbours differ, learned (H-Net)
     fixed_chunks     every so many tokens (Block Transformer)
+    word_chunks      at marked tokens (hierarchical autoregressive transformers)
 """
 
 from __future__ import annotations

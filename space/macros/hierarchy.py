@@ -28,9 +28,10 @@ class Hierarchy(Macro):
     """Encoder, inner layers over one vector per chunk, decoder.
 
     chunker: where chunks begin and what becomes of them, `DynamicChunks(ratio)` as in H-Net, `FixedChunks(block, prefix)`
-    as in Block Transformer, or a choice of them. encoder, decoder: layers at the stream's width. inner: layers, which may
-    hold another `Hierarchy` for a further stage. width: of the inner layers; None keeps the stream's. All layers keep the
-    width and the length of what reaches them, and get nothing of what an outer stream shares.
+    as in Block Transformer, `WordChunks(ratio)` at marked tokens, or a choice of them. encoder, decoder: layers at the
+    stream's width. inner: layers, which may hold another `Hierarchy` for a further stage. width: of the inner layers; None
+    keeps the stream's. All layers keep the width and the length of what reaches them, and get nothing of what an outer
+    stream shares.
     """
 
     inner: Any
