@@ -27,13 +27,13 @@ class Chunker:
     vector per chunk, at a width of its own.
 
     encodes_tokens: whether next tokens go through the encoder one by one, which then has to be causal; else it works on whole
-    chunks. chooses: whether a rounding error may move a boundary. fixed: axes of the stream whose entries have a meaning.
+    chunks. fixed: axes whose entries have a meaning of their own, with the reason. begins_inside: whether a wider inner
+    stream begins with the outer one.
     """
 
     source: ClassVar[Source]
     proof: ClassVar[str] = "tests/space/test_hierarchy.py"
     encodes_tokens: ClassVar[bool] = True
-    chooses: ClassVar[bool] = False
     fixed: ClassVar[Mapping[str, str]] = {}
     begins_inside: ClassVar[bool] = False
 

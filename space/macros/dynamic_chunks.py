@@ -137,7 +137,6 @@ class DynamicChunks(Chunker):
     """
 
     ratio: Any = 6
-    chooses: ClassVar[bool] = True
     begins_inside: ClassVar[bool] = True
     proof: ClassVar[str] = "tests/space/test_hierarchy.py -k dynamic"
     source: ClassVar[Source] = Source("Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", 2025,

@@ -45,10 +45,6 @@ class Hierarchy(Macro):
     source: ClassVar[Source] = Source(DynamicChunks.source.paper, 2025)
 
     @property
-    def chooses(self) -> bool:                                                       # type: ignore[override]
-        return bool(self.chunker.chooses)
-
-    @property
     def fixed(self) -> Mapping[str, str]:                                            # type: ignore[override]
         return self.chunker.fixed                                                    # type: ignore[no-any-return]
 
