@@ -44,10 +44,13 @@ class DynamicChunkLayers(nn.Module):
     to fill it up.
     """
 
-    def __init__(self, encoder: nn.Module, inner: nn.Module, decoder: nn.Module, width: int, inner_width: int,
+    def __init__(self, encoder: Any, inner: Any, decoder: Any, width: int, inner_width: int,
                  ratio: float = 6, ahead: bool = False):
         super().__init__()
-        self.encoder, self.inner, self.decoder, self.ratio, self.ahead = encoder, inner, decoder, ratio, ahead
+        self.encoder: Any = encoder
+        self.inner: Any = inner
+        self.decoder: Any = decoder
+        self.ratio, self.ahead = ratio, ahead
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.skip = nn.Linear(width, width)
@@ -86,7 +89,7 @@ class DynamicChunkLayers(nn.Module):
         """What reaches the decoder: the means, times one with the gradient of the confidence, and what the encoder gave."""
         sure_BT = torch.where(begins_BT, chance_BT, 1 - chance_BT)
         weight_BT = 1 + (sure_BT - sure_BT.detach())
-        return weight_BT.unsqueeze(-1) * mean_BTD + self.skip(x_BTD)
+        return weight_BT.unsqueeze(-1) * mean_BTD + self.skip(x_BTD)                  # type: ignore[no-any-return]
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
         return {"encoder": initial_state(self.encoder, batch, dtype, device), "key": None,

@@ -29,10 +29,12 @@ class FixedChunkLayers(nn.Module):
     decoder begins anew at every chunk; the state keeps the tokens of the chunk that is not yet whole.
     """
 
-    def __init__(self, encoder: nn.Module, inner: nn.Module, decoder: nn.Module, width: int, inner_width: int, block: int,
+    def __init__(self, encoder: Any, inner: Any, decoder: Any, width: int, inner_width: int, block: int,
                  prefix: int):
         super().__init__()
-        self.encoder, self.inner, self.decoder = encoder, inner, decoder
+        self.encoder: Any = encoder
+        self.inner: Any = inner
+        self.decoder: Any = decoder
         self.block, self.prefix = block, prefix
         self.down = nn.Linear(width, inner_width // block, bias=False)
         self.expand = nn.Linear(inner_width, prefix * width)
@@ -63,7 +65,7 @@ class FixedChunkLayers(nn.Module):
     def decoded(self, prefix_BNPD: Tensor, x_BTD: Tensor) -> Tensor:
         """Whole chunks, each from the last token of its prefix on to its last token but one. [B, T, D]"""
         batch, chunks = prefix_BNPD.shape[:2]
-        tokens_BNLD = x_BTD.unflatten(1, (chunks, self.block))[:, :, :-1]
+        tokens_BNLD = x_BTD.reshape(batch, chunks, self.block, -1)[:, :, :-1]
         y_NLD = self.decoder(torch.cat([prefix_BNPD, tokens_BNLD], 2).flatten(0, 1))[:, self.prefix - 1:]
         return y_NLD.reshape(batch, -1, x_BTD.shape[-1])                              # type: ignore[no-any-return]
 

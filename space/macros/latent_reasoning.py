@@ -31,7 +31,8 @@ class ReasoningLayers(nn.Module):
 
     def __init__(self, layers: nn.Module, width: int, block: int, rounds: int):
         super().__init__()
-        self.body, self.block, self.rounds = layers, block, rounds
+        self.body: Any = layers
+        self.block, self.rounds = block, rounds
         self.round = nn.Parameter(torch.empty(rounds, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class LatentReasoning(Macro):
 
     def size(self, length: Length) -> int:
         """Tokens of the block: a shorter sequence is all of it."""
-        return min(self.block, tokens_of(length))
+        return min(self.block, tokens_of(length))                                     # type: ignore[no-any-return]
 
     def out(self, width: int, length: Length) -> tuple[int, Length]:
         return width, self.size(length)

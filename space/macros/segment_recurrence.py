@@ -5,6 +5,7 @@ Legend: B batch, T tokens, L tokens of a segment, S tokens before it, M memories
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,13 +38,15 @@ class Segments(nn.Module):
 
     def __init__(self, layers: nn.Module, width: int, segment: int, sensory: int, mean: bool = False):
         super().__init__()
-        self.body, self.width, self.segment, self.sensory = layers, width, segment, sensory
+        self.body: Any = layers
+        self.width, self.segment, self.sensory = width, segment, sensory
         self.first = nn.Parameter(torch.empty(width)) if mean else None
         self.pool = nn.Linear(width, width, bias=False) if mean else None
 
     def forward(self, x: Tensor) -> Tensor:
         x_BTD = x.flatten(1, -2)
-        parts, found, before_BSD = x_BTD.split(self.segment, 1), [], self.beginning(x_BTD)
+        parts, before_BSD = torch.split(x_BTD, self.segment, 1), self.beginning(x_BTD)
+        found: list[Tensor] = []
         for n, part_BLD in enumerate(parts):
             if n:
                 before_BSD = self.between(parts[n - 1], found[-1].mean(1, keepdim=True))
@@ -102,7 +105,7 @@ class RecallingSegments(Segments):
 
     def __init__(self, layers: nn.Module, width: int, segment: int, sensory: int, cache: int, key_dim: int, own: bool):
         super().__init__(layers, width, segment, sensory)
-        self.cache, self.own, self.half = cache, own, max(1, segment // 2)
+        self.cache, self.own, self.num_read = cache, own, max(1, segment // 2)
         self.first = nn.Parameter(torch.empty(width))
         self.prompt = nn.Parameter(torch.empty(width))
         self.query = nn.Linear(width, key_dim, bias=False)
@@ -111,10 +114,10 @@ class RecallingSegments(Segments):
     def forward(self, x: Tensor) -> Tensor:
         x_BTD = x.flatten(1, -2)
         recalled_B1D = before_BSD = self.beginning(x_BTD)
-        parts, found, memories_BMD = x_BTD.split(self.segment, 1), [], x_BTD[:, :0]
+        parts, found, memories_BMD = torch.split(x_BTD, self.segment, 1), [], x_BTD[:, :0]
         for n, part_BLD in enumerate(parts):
             if n:
-                half_BLD = part_BLD[:, :self.half] if self.own else parts[n - 1][:, self.segment - self.half:]
+                half_BLD = part_BLD[:, :self.num_read] if self.own else parts[n - 1][:, self.segment - self.num_read:]
                 recalled_B1D = self.recalled(half_BLD, memories_BMD)
                 before_BSD = torch.cat([recalled_B1D, parts[n - 1][:, self.segment - self.sensory:]], 1)
             if n == len(parts) - 1:
@@ -142,7 +145,7 @@ class RecallingSegments(Segments):
         tokens_BLD = state["tokens"]
         memory_B1D, _ = self.body.step(state["recalled"], state["layers"])
         memories_BMD = torch.cat([state["memories"], memory_B1D], 1)[:, -self.cache:]
-        recalled_B1D = self.recalled(tokens_BLD[:, self.segment - self.half:], memories_BMD)
+        recalled_B1D = self.recalled(tokens_BLD[:, self.segment - self.num_read:], memories_BMD)
         before_BSD = torch.cat([recalled_B1D, tokens_BLD[:, self.segment - self.sensory:]], 1)
         return {"layers": self.behind(before_BSD), "tokens": tokens_BLD[:, :0], "recalled": recalled_B1D,
                 "memories": memories_BMD}
@@ -235,14 +238,13 @@ class SegmentRecurrence(Macro):
         """Next tokens are the mean over those of a segment behind another."""
         recalls, half, each = self.memory == "recall", max(1, self.segment // 2), 1 / self.segment
         sizes = [min(self.segment, tokens - start) for start in range(0, tokens, self.segment)]
-        vectors, whole = int(self.memory is not None), {}
+        vectors, whole = int(self.memory is not None), Counter[int]()
         for n, size in enumerate(sizes):
             before, after = vectors + self.sensory * (n > 0), recalls and n < len(sizes) - 1
             passes = [before + size + after]
             if recalls and n:
                 passes.append(2 + (min(half, size) if self.summary == "own" else half))
-            for count in passes:
-                whole[count] = whole.get(count, 0.0) + 1.0
+            whole.update(passes)
         seen = range(vectors + self.sensory + self.segment + recalls)
         return Runs(tuple(whole.items()), tuple((before, each) for before in seen), ((2 + half, each),) if recalls else (),
                     vectors + self.sensory * (tokens >= self.segment) + tokens % self.segment)

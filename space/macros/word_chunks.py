@@ -30,10 +30,13 @@ class WordChunkLayers(nn.Module):
     there is a state per sequence. ahead: the inner layers are not causal, so every sequence is worked on alone.
     """
 
-    def __init__(self, encoder: nn.Module, inner: nn.Module, decoder: nn.Module, width: int, inner_width: int,
+    def __init__(self, encoder: Any, inner: Any, decoder: Any, width: int, inner_width: int,
                  ahead: bool = False):
         super().__init__()
-        self.encoder, self.inner, self.decoder, self.ahead = encoder, inner, decoder, ahead
+        self.encoder: Any = encoder
+        self.inner: Any = inner
+        self.decoder: Any = decoder
+        self.ahead = ahead
         self.word = nn.Parameter(torch.empty(width))
         self.start = nn.Parameter(torch.empty(inner_width))
         self.into = nn.Linear(width, inner_width)
@@ -54,7 +57,7 @@ class WordChunkLayers(nn.Module):
             made_ND = torch.cat([self.vectors(flat_SD[places_NL]) for _, places_NL in words])
             vectors_NE = self.into(made_ND[torch.cat([which_N for which_N, _ in words]).argsort()])
             count_B = torch.bincount(row_N[has_ended_N], minlength=batch)
-            words_BKE = nn.utils.rnn.pad_sequence(list(vectors_NE.split(count_B.tolist())), batch_first=True)
+            words_BKE = nn.utils.rnn.pad_sequence(list(torch.split(vectors_NE, count_B.tolist())), batch_first=True)
             context_BKE = torch.cat([context_BKE, self.inner(words_BKE)], 1)
         number_N = torch.arange(len(row_N), device=x.device) - torch.searchsorted(row_N, row_N)
         prefix_ND, words = self.back(context_BKE[row_N, number_N]), by_length(first_N, after_N)
@@ -119,7 +122,7 @@ class WordChunkLayers(nn.Module):
 def by_length(first_N: Tensor, after_N: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(which words, the places of their tokens) for words of one length at a time."""
     length_N, found = after_N - first_N, []
-    for length in length_N.unique().tolist():
+    for length in torch.unique(length_N).tolist():
         which_N = (length_N == length).nonzero().flatten()
         found.append((which_N, first_N[which_N].unsqueeze(1) + torch.arange(length, device=first_N.device)))
     return found
