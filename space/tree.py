@@ -112,7 +112,8 @@ def tally(item: Any, width: int, length: Length) -> Tally:
 
 def _tally(item: Any, width: int, length: Length) -> Tally:
     seen = length if item.spatial else tokens_of(length)
-    own = Tally(sum(p.numel for p in axes_of(item, width).values() if not p.statistic), item.macs(width, seen),
+    own = Tally(sum(p.numel for p in axes_of(item, width).values() if not p.statistic),
+                item.macs(width, seen) if tokens_of(seen) else 0.0,            # before the first token there is but a state
                 item.decode_macs(width, seen), item.state_numel(width, seen))
     if not isinstance(item, Macro):
         return own

@@ -334,6 +334,16 @@ def test_fixed_costs_of_decoding_are_the_mean_over_a_chunk_and_what_is_kept(body
     assert sum(ran) / block == pytest.approx(cost.decode_macs, rel=0.01)
 
 
+@pytest.mark.parametrize("chunker", [bp.DynamicChunks(4), bp.FixedChunks(4, 1)], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize("layer", [MAMBA, bp.Block(mixer=bp.GatedDeltaNet(heads=2)), bp.Block(mixer=bp.Hyena())],
+                         ids=["Mamba2", "GatedDeltaNet", "Hyena"])
+def test_costs_are_known_before_the_first_chunk_is_whole(layer, chunker):
+    architecture = space(bp.Hierarchy(inner=layer, decoder=layer, chunker=chunker), width=16).sample(0)
+    costs = [architecture.cost(tokens) for tokens in (1, 3, 4, 8)]
+    assert all(cost.macs > 0 and cost.decode_macs > 0 for cost in costs)
+    assert sorted(cost.macs for cost in costs) == [cost.macs for cost in costs]
+
+
 # -- both --------------------------------------------------------------------------------------------------------------
 
 def test_the_way_to_cut_is_searched_with_one_set_of_layers():
