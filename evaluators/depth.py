@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from ..space.macros.exits import ExitLayers
 from ..space.macros.gated import GatedLayers
+from ..space.macros.latent_reasoning import ReasoningLayers
 from ..space.macros.multi_rate import MultiRateLayers
 from ..space.macros.routed import RoutedLayers
 from ..space.macros.routing import count_of, picked
 
-__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "rate_loss",
-           "routing_loss"]
+__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "modules_of", "rate_loss",
+           "reasoning_logits", "replaced", "routing_loss"]
 
 
 def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -86,7 +87,7 @@ def routing_loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
         member_BT = torch.zeros_like(score_BT).scatter(1, places_BK, 1.0)
         losses.append(F.binary_cross_entropy_with_logits(score_BT, member_BT))
 
-    shares = {m.router: m.capacity for m in _all(model, RoutedLayers, "Routed")}
+    shares = {m.router: m.capacity for m in modules_of(model, RoutedLayers, "Routed")}
     hooks = [router.register_forward_hook(compare) for router in shares]
     try:
         logits = model(inputs)
@@ -109,7 +110,7 @@ def mean_gate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
             return GatedLayers.gated(module, layer, x, score_B)
         return run
 
-    with _instead(_all(model, GatedLayers, "GatedDepth"), "gated", gated):
+    with replaced(modules_of(model, GatedLayers, "GatedDepth"), "gated", gated):
         logits = model(inputs)
     return logits, torch.stack(found).mean()
 
@@ -131,14 +132,27 @@ def rate_loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
             return slow[-1]
         return run
 
-    with _instead(_all(model, MultiRateLayers, "MultiRate"), "forward", compare):
+    with replaced(modules_of(model, MultiRateLayers, "MultiRate"), "forward", compare):
         logits = model(inputs)
     return logits, torch.stack(losses).mean()
 
 
+def reasoning_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The logits of the block before the first round and of every round of the model's one `LatentReasoning`.
+
+    What follows sees all of them as one larger batch. The paper gives each round a task of its own (Dai et al., 2025).
+    """
+    layers = modules_of(model, ReasoningLayers, "LatentReasoning")
+    if len(layers) > 1:
+        raise ValueError(f"rounds are told apart for one LatentReasoning in a model: got {len(layers)}; leave one")
+    with replaced(layers, "forward", lambda module: lambda x: torch.cat(module.every(x))):
+        logits = model(inputs)
+    return list(logits.split(len(inputs)))
+
+
 def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The logits of all exits and the whole depth, and the scores of the exits."""
-    layers = _all(model, (ExitLayers, MultiRateLayers), "EarlyExit")
+    layers = modules_of(model, (ExitLayers, MultiRateLayers), "EarlyExit")
     if len(layers) > 1:
         raise ValueError(f"exits are told apart for one EarlyExit or MultiRate in a model: got {len(layers)}; leave one")
     kept: list[Tensor] = []
@@ -150,12 +164,13 @@ def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]
             return torch.cat(outputs)
         return run
 
-    with _instead(layers, "forward", all_exits):
+    with replaced(layers, "forward", all_exits):
         logits = model(inputs)
     return list(logits.split(len(inputs))), kept
 
 
-def _all(model: nn.Module, kind: type | tuple[type, ...], macro: str) -> list[Any]:
+def modules_of(model: nn.Module, kind: type | tuple[type, ...], macro: str) -> list[Any]:
+    """The modules of a kind in a model. Raises ValueError where there are none."""
     found = [module for module in model.modules() if isinstance(module, kind)]
     if not found:
         raise ValueError(f"this is about {macro} in a model: got none in {type(model).__name__}; put one into the body")
@@ -163,7 +178,7 @@ def _all(model: nn.Module, kind: type | tuple[type, ...], macro: str) -> list[An
 
 
 @contextmanager
-def _instead(modules: list[Any], name: str, method: Any) -> Iterator[None]:
+def replaced(modules: list[Any], name: str, method: Any) -> Iterator[None]:
     """While it lasts, `name` of every module is what `method(module)` makes."""
     for module in modules:
         setattr(module, name, method(module))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..space.macros.dynamic_drop import DroppingLayers
-from .depth import _all, _instead
+from .depth import modules_of, replaced
 
 __all__ = ["Dropping", "interpreter_loss"]
 
@@ -37,7 +37,7 @@ def interpreter_loss(model: nn.Module, task: Any, batch: Any, group: int = -1, w
 
     Raises ValueError for a model without `DynamicDrop`, for a group that is not there, and for other targets.
     """
-    groups = _all(model, DroppingLayers, "DynamicDrop")
+    groups = modules_of(model, DroppingLayers, "DynamicDrop")
     if not -len(groups) <= group < len(groups):
         raise ValueError(f"group is one of {len(groups)} DynamicDrop in the model, from 0: got {group}")
     if batch.targets.ndim != 1:
@@ -81,6 +81,6 @@ def _decided(model: nn.Module, groups: list[Any], group: int, inputs: Tensor,
             return keep_BF
         return run
 
-    with _instead(groups, "decided", deciding):
+    with replaced(groups, "decided", deciding):
         logits = model(inputs)
     return logits, torch.cat(chances), torch.cat(shares)

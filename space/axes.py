@@ -91,10 +91,9 @@ class Init:
     """How a parameter starts. `linear` is normal with std `gain / sqrt(fan_in)`, fan_in being all dims but the first.
 
     Kinds: linear (gain), last (as linear, fan_in being the last dim alone: stacks of matrices), normal (std in `gain`),
-    table:NAME (one of `operators.feature_table`, for a matrix),
-    zeros, ones, constant (`low`), values (`values` along the last dim, the same everywhere), uniform and log_uniform
-    (`low`, `high`), a_log (log of uniform, as Mamba-2's A), dt_bias (inverse softplus of log-uniform, as Mamba-2's time
-    step).
+    table:NAME (one of `operators.feature_table`, for a matrix), zeros, ones, identity (ones on the diagonal of a matrix),
+    constant (`low`), values (`values` along the last dim, the same everywhere), uniform and log_uniform (`low`, `high`),
+    a_log (log of uniform, as Mamba-2's A), dt_bias (inverse softplus of log-uniform, as Mamba-2's time step).
     """
 
     kind: str = "linear"

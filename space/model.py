@@ -315,6 +315,8 @@ def initialise(tensor: Tensor, declared: Param, generator: torch.Generator) -> N
         tensor.fill_({"zeros": 0.0, "ones": 1.0, "constant": init.low}[init.kind])
     elif init.kind.startswith("table:"):
         tensor.copy_(feature_tables.get(init.kind.removeprefix("table:"))(*tensor.shape))
+    elif init.kind == "identity":
+        tensor.zero_().fill_diagonal_(1.0)
     elif init.kind == "values":
         tensor.copy_(tensor.new_tensor(init.values).expand_as(tensor))
     elif init.kind == "uniform":

@@ -23,7 +23,10 @@ NEEDED = {"vocab": 256, "classes": 10, "rank": 8, "ratio": 2, "heads": 4, "kerne
 
 def patterns_of(operator: Operator | type[Operator]) -> tuple[str, ...]:
     """The attention patterns an operator supports over all its options, in the order of `PATTERNS`; () for those that
-    mix no tokens. Declared `patterns` count, else what `causal` and `cross` say."""
+    mix no tokens. Declared `patterns` count, else what `causal` and `cross` say; around another operator, that one's."""
+    inside = getattr(operator, "op", None)
+    if isinstance(inside, Operator):
+        return patterns_of(inside)
     kind = operator if isinstance(operator, type) else type(operator)
     if kind.patterns is not None:
         return tuple(sorted(kind.patterns, key=PATTERNS.index))

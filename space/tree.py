@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .axes import Axis, Init, Param, param
-from .macros.base import Macro, Part
+from .macros.base import Macro, Part, Runs
 from .operator import Length, Operator, tokens_of
 from .plan import Block, Loop, Once
 
@@ -112,13 +112,17 @@ def tally(item: Any, width: int, length: Length) -> Tally:
 
 def _tally(item: Any, width: int, length: Length) -> Tally:
     seen = length if item.spatial else tokens_of(length)
-    own = Tally(sum(p.numel for p in axes_of(item, width).values() if not p.statistic), item.macs(width, seen),
+    own = Tally(sum(p.numel for p in axes_of(item, width).values() if not p.statistic),
+                item.macs(width, seen) if tokens_of(seen) else 0.0,            # before the first token there is but a state
                 item.decode_macs(width, seen), item.state_numel(width, seen))
     if not isinstance(item, Macro):
         return own
     if isinstance(item.recursion, (Once, Loop)):
         return own.plus(tally_items(tuple(part.item for part in item.parts(width, length)), item.recursion, width, length))
     for part in item.parts(width, length):
+        if part.runs is not None:
+            own = own.plus(_runs(part, part.runs))
+            continue
         inner = tally(part.item, part.width, part.length) if part.passes is None else _passes(part)
         own = own.plus(inner if part.decodes else inner._replace(decode_macs=0.0, state=0), part.times)
     return own
@@ -131,6 +135,18 @@ def _passes(part: Part) -> Tally:
         _, macs, decode_macs, state = tally(part.item, part.width, length)
         total = total.plus(Tally(0, macs, share * decode_macs, state))
     return total
+
+
+def _runs(part: Part, runs: Runs) -> Tally:
+    """A part whose passes over a sequence, and whose share in next tokens, are listed."""
+    def at(length: Length) -> Tally:
+        return tally(part.item, part.width, length)
+
+    macs = sum(count * at(length).macs for length, count in runs.whole)
+    decode_macs = (sum(share * at(length).decode_macs for length, share in runs.steps)
+                   + sum(share * at(length).macs for length, share in runs.anew))
+    state = 0 if runs.keeps is None else at(runs.keeps).state
+    return Tally(at(part.length).parameters, macs, decode_macs, state)
 
 
 _remembered_tally = lru_cache(maxsize=65536)(_tally)

@@ -82,6 +82,12 @@ CAUSAL = {
         bp.MultiRate((BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=bp.choice(None, 0)))),
     "shortcuts": space(bp.Shortcuts((BLOCK, OPEN), adapters=(bp.Block(channel=bp.MLP(ratio=1)), bp.choice(
         bp.Block(), BLOCK)), reuse=bp.choice(True, False), hard=bp.choice(True, False))),
+    "chunks of a fixed length": space((BLOCK, bp.Hierarchy(
+        encoder=bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)), inner=bp.repeat(BLOCK, bp.integer(1, 2)),
+        decoder=ATTENTION, chunker=bp.FixedChunks(bp.choice(2, 4), bp.choice(1, 2)), width=bp.choice(None, 32)))),
+    "segments": space((BLOCK, bp.SegmentRecurrence(
+        bp.repeat(BLOCK, bp.integer(1, 2)), segment=bp.choice(4, 6), sensory=bp.choice(0, 2), cache=bp.choice(1, 4),
+        memory=bp.choice(None, "mean", "recall"), key_dim=bp.choice(None, 8)))),
     "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
     "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
         heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),
@@ -94,6 +100,11 @@ NOT_CAUSAL = {
     "transitions of a sequence": space((bp.ConvEmbedding(), BLOCK, bp.DeformableMerging(width=bp.choice(None, 32)), BLOCK,
                                         bp.HaloDownsample(heads=2, head_dim=4, block=4, halo=1), BLOCK),
                                        head=bp.LanguageHead(tied=False)),
+    "blocks of a document": space((bp.BlockEncoder(
+        bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1)), bp.integer(1, 2)),
+        block=bp.choice(4, 5), width=bp.choice(None, 32)), BLOCK), head=bp.LanguageHead(tied=False)),
+    "rounds over the end": space((BLOCK, bp.LatentReasoning(
+        bp.repeat(BLOCK, bp.integer(1, 2)), block=bp.choice(2, 3), rounds=bp.choice(1, 2)), BLOCK)),
     "groups and latents": space(bp.FIT(local=bp.repeat(BLOCK, 2), overall=BLOCK, group=4, latents=bp.choice(1, 2))),
     "u-shape": space(bp.UShape(before=BLOCK, inner=bp.UShape(inner=(BLOCK, BLOCK), stride=2, width=32), after=BLOCK,
                                skip=bp.choice("sum", "concat", "gated"))),
@@ -163,6 +174,13 @@ BY_INPUT = {
     "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
         bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),
+    "chunks begin at marks": space(bp.Hierarchy(
+        encoder=bp.Block(mixer=bp.Attention(heads=2, bidirectional=True)), inner=bp.repeat(BLOCK, bp.integer(1, 2)),
+        decoder=BLOCK, chunker=bp.WordChunks(bp.choice(3, 4)), width=bp.choice(None, 32)),
+        embed=bp.MarkedEmbedding(vocab=32, marks=(0, 1, 2, 3, 4, 5))),
+    "chunks begin where tokens differ": space((BLOCK, bp.Hierarchy(
+        encoder=BLOCK, inner=bp.repeat(BLOCK, bp.integer(1, 2)), decoder=BLOCK, chunker=bp.DynamicChunks(bp.choice(2, 3)),
+        width=bp.choice(None, 32)))),
 }
 
 

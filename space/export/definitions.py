@@ -177,7 +177,7 @@ class Definitions:
 
     def _not_done(self, name: str) -> set[str]:
         """Methods of a class that nobody calls."""
-        if not self.streams:
+        if not self.streams and (name == "Model" or not self.built.continues):
             return set(DECODING)
         blocks = [r.module for r in self.built.records.values() if isinstance(r.module, BlockModule)]
         stacked = {id(m) for m in self.built.stacked()}

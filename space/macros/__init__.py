@@ -15,6 +15,11 @@
     reduced, reduce   layers among which tokens get fewer, and back; items that change how many go on
     dynamic_drop      layers for the tokens that an interpreter keeps
     patchout          patches left out while training, and positions by row and column
+    hierarchy           layers over chunks of the sequence, between layers over its tokens
+    chunking, dynamic_chunks, fixed_chunks, word_chunks   how it is cut: learned, every so many tokens, at marks
+    block_encoder       layers over one block at a time, which then is one vector
+    latent_reasoning    layers that take the end of the sequence through themselves again
+    segment_recurrence  layers over one segment at a time, with a memory between segments
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

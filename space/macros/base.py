@@ -17,12 +17,26 @@ from ..operator import Length, Operator, enlist
 if TYPE_CHECKING:
     from ..graph import Draft
 
-__all__ = ["Macro", "Part", "as_items", "at", "is_absent", "kept", "macros"]
+__all__ = ["Macro", "Part", "Runs", "as_items", "at", "is_absent", "kept", "macros"]
 
 macros: Registry[type[Macro]] = Registry("macro")
 
 Visit = Callable[[str, frozenset[int]], frozenset[int]]       # (field, widths in) -> widths out
 Numbers = Callable[[str], list[Any]]                          # field -> every value it may take
+
+
+class Runs(NamedTuple):
+    """How a part runs that sees neither the whole sequence in one pass nor every next token in one step.
+
+    whole: the lengths of its passes over a sequence, with how many there are of each. steps: the lengths after which a next
+    token is one more, with the share of next tokens that are. anew: the lengths of passes that a next token sets off, with
+    the share of next tokens that do. keeps: the length that its decode state has seen; None where it keeps none.
+    """
+
+    whole: tuple[tuple[Length, float], ...]
+    steps: tuple[tuple[Length, float], ...] = ()
+    anew: tuple[tuple[Length, float], ...] = ()
+    keeps: Length | None = None
 
 
 class Part(NamedTuple):
@@ -32,7 +46,8 @@ class Part(NamedTuple):
     width, length: of the stream that reaches it. decodes: whether every next token goes through it; through an encoder
     only the source does. passes: where it runs otherwise than once over what reaches it, the length of every pass with
     the share of next tokens that take part in it; empty for a part that has weights and does not run.
-    times: how often it runs with its weights, a part of a run where a last piece is shorter.
+    times: how often it runs with its weights, a part of a run where a last piece is shorter. runs: all of that at once, where
+    a prefill and a next token differ in it.
     """
 
     name: str
@@ -43,6 +58,7 @@ class Part(NamedTuple):
     decodes: bool = True
     passes: tuple[tuple[Length, float], ...] | None = None
     times: float = 1
+    runs: Runs | None = None
 
 
 class Macro(Operator, abstract=True):

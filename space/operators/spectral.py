@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..axes import Param, axis, param
-from ..operator import Operator, Source
+from ..operator import Source
 from .attention import Attention
 from .checks import require_whole
+from .wrapped import Wrapped
 
 __all__ = ["Spectral", "SpectralOperator", "SpectralStepping", "spectral_norm"]
 
@@ -78,7 +79,7 @@ class SpectralOperator(nn.Module):
 
 
 @dataclass(frozen=True)
-class Spectral(Operator):
+class Spectral(Wrapped):
     """sigmaReparam (Zhai et al., 2023): every matrix of an operator as `gamma W / sigma(W)`, gamma learned, 1 at first.
 
     op: the operator, whose numbers may be choices; between operators of other kinds choose outside,
@@ -94,49 +95,12 @@ class Spectral(Operator):
                                       systems=("S265",))
 
     @property
-    def kind(self) -> str:                                                           # type: ignore[override]
-        return str(self.op.kind)
-
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return bool(self.op.causal)
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return bool(self.op.streaming)
-
-    @property
-    def spatial(self) -> bool:                                                       # type: ignore[override]
-        return bool(self.op.spatial)
-
-    @property
-    def keeps_zero(self) -> bool:                                                    # type: ignore[override]
-        return bool(self.op.keeps_zero)
-
-    @property
-    def causal_to_the_bit(self) -> bool:
-        return bool(getattr(self.op, "causal_to_the_bit", True))
-
-    @property
     def fixed(self) -> Mapping[str, str]:                                            # type: ignore[override]
         return {**self.op.fixed, "matrices": "a number per matrix"}
 
-    @property
-    def couples(self) -> frozenset[str]:                                             # type: ignore[override]
-        return self.op.couples                                                       # type: ignore[no-any-return]
-
-    @property
-    def batched(self) -> frozenset[str]:                                             # type: ignore[override]
-        return self.op.batched                                                       # type: ignore[no-any-return]
-
     def check(self, width: int, where: str) -> None:
-        if not isinstance(self.op, Operator) or self.op.kind not in ("mixer", "channel"):
-            raise TypeError(f"op is a mixer or a channel mixer at {where}: got {self.op!r}; write Spectral(Attention())")
-        if getattr(self.op, "reads_shared", False):
-            raise ValueError(f"an operator alone has its matrices reparametrised at {where}: got {self.op!r}, which reads "
-                             "what other layers hand on")
+        self.check_inside(width, where, ("mixer", "channel"))
         require_whole("iterations", self.iterations, where)
-        self.op.check(width, f"{where}.op")
         if not self.matrices(width):
             raise ValueError(f"there is a matrix to reparametrise at {where}: got {self.op!r}, which has none")
 
@@ -154,12 +118,3 @@ class Spectral(Operator):
     def norm_macs(self, width: int) -> float:
         """Multiply-adds of all power iterations, once per pass."""
         return float(2 * (self.iterations + 1) * self.op.matrix_numel(width))
-
-    def macs(self, width: int, length: int) -> float:
-        return float(self.op.macs(width, length))
-
-    def decode_macs(self, width: int, length: int) -> float:
-        return float(self.op.decode_macs(width, length))
-
-    def state_numel(self, width: int, length: int) -> int:
-        return int(self.op.state_numel(width, length))

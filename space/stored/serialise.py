@@ -18,6 +18,7 @@ from .. import macros as macro_files
 from .. import operators as operator_files
 from ..grammar import Rule, Symbol, checked
 from ..macros.base import macros
+from ..macros.chunking import Chunker
 from ..macros.recursion import Recursion
 from ..macros.reductions import Reduction
 from ..macros.residual import Residual
@@ -118,7 +119,7 @@ def _class_of(name: str, where: str) -> Callable[..., Any]:
 
 def _known(name: str) -> Callable[..., Any] | None:
     kinds: list[type[Any]] = [Residual, *Residual.__subclasses__(), *Recursion.__subclasses__(), *_below(Reduction),
-                              *CachePolicy.__subclasses__(), Subsample]
+                              *CachePolicy.__subclasses__(), Subsample, *Chunker.__subclasses__()]
     plain = WORDS | {cls.__name__: cls for cls in kinds}
     if name in plain:
         return plain[name]

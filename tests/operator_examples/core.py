@@ -93,6 +93,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
             (bp.MLP(1, activation="poly_norm", order=2, top_k=7), 24)],
     "Identity": [(bp.Identity(), 32)],
     "RMSNorm": [(bp.RMSNorm(), 32), (bp.RMSNorm(eps=1e-3), 16), (bp.RMSNorm(gain=False), 24)],
+    "MarkedEmbedding": [(bp.MarkedEmbedding(vocab=40), 32), (bp.MarkedEmbedding(vocab=11, marks=(3, 7)), 16)],
     "TokenEmbedding": [(bp.TokenEmbedding(vocab=40), 32), (bp.TokenEmbedding(vocab=11), 16)],
     "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
                        (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16),

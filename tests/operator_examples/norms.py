@@ -20,6 +20,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "AugmentedShortcut": [(bp.AugmentedShortcut(paths=3), 24), (bp.AugmentedShortcut(paths=2, block=4), 24),
                           (bp.AugmentedShortcut(paths=1, block=2), 8)],
     "CRMSNorm": [(bp.CRMSNorm(), 15), (bp.CRMSNorm(eps=1e-3), 8)],
+    "Frozen": [(bp.Frozen(bp.SwiGLU(ratio=2)), 16), (bp.Frozen(bp.SwiGLU(ratio=1)), 8)],
     "GatedResidual": [(bp.GatedResidual(), 16), (bp.GatedResidual("sigtanh", start=1.0), 16),
                       (bp.GatedResidual("highway"), 12), (bp.GatedResidual("output", rectified=False), 8),
                       (bp.GatedResidual("input"), 8)],

@@ -469,7 +469,8 @@ def test_what_depends_on_the_input_is_declared_extracted_and_drawn_as_any_macro(
         equal(net.subnet(architecture)(given), model(given))
         if all(item.streaming for item in architecture.plan.layers):
             equal(streamed(model.eval(), given), model(given))
-        assert any(name in architecture.draw() for name in ("choose", "TokenLoop", "DynamicDrop"))
+        assert any(name in architecture.draw() for name in ("choose", "TokenLoop", "DynamicDrop", "DynamicChunks",
+                                                            "WordChunks"))
 
 
 # -- compute that ran --------------------------------------------------------------------------------------------------
