@@ -13,6 +13,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     vit, autoformer     images as sequences of patches
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
+    pvt_v2              that with overlapping patches and feed-forward layers that filter
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
     iformer, edgenext, nextvit, ascan       pyramids of convolutions and attention: side by side, then, in turn, by stage
@@ -46,6 +47,7 @@ from . import (
     mixed_attention,
     nextvit,
     pvt,
+    pvt_v2,
     raftmlp,
     squeezeformer,
     swin,
@@ -55,4 +57,4 @@ from . import (
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]
+           "metaformer", "mixed_attention", "nextvit", "pvt", "pvt_v2", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]

@@ -29,6 +29,9 @@ PUBLISHED = {
     ("swin", "t"): (28_288_354, 0.002), ("swin", "s"): (49_606_258, 0.002), ("swin", "b"): (87_768_224, 0.002),
     ("swin", "l"): (196_532_476, 0.002),
     ("pvt", "t"): (13.2e6, 0.02), ("pvt", "s"): (24.5e6, 0.02), ("pvt", "m"): (44.2e6, 0.02), ("pvt", "l"): (61.4e6, 0.02),
+    ("pvt_v2", "b0"): (3.7e6, 0.02), ("pvt_v2", "b1"): (14.0e6, 0.005), ("pvt_v2", "b2"): (25.4e6, 0.005),
+    ("pvt_v2", "b2-li"): (22.6e6, 0.006), ("pvt_v2", "b3"): (45.2e6, 0.005), ("pvt_v2", "b4"): (62.6e6, 0.005),
+    ("pvt_v2", "b5"): (82.0e6, 0.005),
     ("metaformer", "s12"): (11.9e6, 0.005), ("metaformer", "s24"): (21.4e6, 0.005), ("metaformer", "s36"): (30.8e6, 0.005),
     ("metaformer", "m36"): (56.1e6, 0.005), ("metaformer", "m48"): (73.4e6, 0.005),
     # LIT's are published to the million, the others' to 0.1 million.
@@ -55,6 +58,8 @@ PUBLISHED = {
 SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
+                   ("pvt_v2", "b0"): 0.6, ("pvt_v2", "b1"): 2.1, ("pvt_v2", "b2"): 4.0, ("pvt_v2", "b2-li"): 3.9,
+                   ("pvt_v2", "b3"): 6.9, ("pvt_v2", "b4"): 10.1, ("pvt_v2", "b5"): 11.8,
                    ("metaformer", "s12"): 1.8, ("metaformer", "m36"): 8.8,
                    ("dinat", "m"): 2.7, ("dinat", "t"): 4.3, ("cvt", "13"): 4.5, ("cvt", "21"): 7.1,
                    ("lit", "s"): 4.1, ("lit", "m"): 8.6, ("lit", "b"): 15.0,
