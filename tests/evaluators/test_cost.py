@@ -31,6 +31,8 @@ CASES = {
     "windowed attention both ways": bp.Attention(heads=4, kv_heads=1, window=16, bidirectional=True),
     "window attention": bp.WindowAttention(heads=2, window=8),
     "reduced attention": bp.ReducedAttention(heads=2, reduction=3),
+    "attention to a fixed grid": bp.LinearReducedAttention(heads=2, side=3),
+    "mlp that filters": bp.ConvMLP(ratio=2),
     "attention that reduces nothing": bp.ReducedAttention(heads=2, reduction=1),
     "conformer convolution": bp.ConformerConv(kernel=7),
     "causal conformer convolution": bp.ConformerConv(kernel=4, norm="layer", bidirectional=False),

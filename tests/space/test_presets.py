@@ -29,6 +29,7 @@ PUBLISHED = {
     ("swin", "t"): (28_288_354, 0.002), ("swin", "s"): (49_606_258, 0.002), ("swin", "b"): (87_768_224, 0.002),
     ("swin", "l"): (196_532_476, 0.002),
     ("pvt", "t"): (13.2e6, 0.02), ("pvt", "s"): (24.5e6, 0.02), ("pvt", "m"): (44.2e6, 0.02), ("pvt", "l"): (61.4e6, 0.02),
+    ("cct", "2/3x2"): (0.28e6, 0.02), ("cct", "7/3x1"): (3.76e6, 0.005), ("cct", "14/7x2"): (22.36e6, 0.005),
     ("pvt_v2", "b0"): (3.7e6, 0.02), ("pvt_v2", "b1"): (14.0e6, 0.005), ("pvt_v2", "b2"): (25.4e6, 0.005),
     ("pvt_v2", "b2-li"): (22.6e6, 0.006), ("pvt_v2", "b3"): (45.2e6, 0.005), ("pvt_v2", "b4"): (62.6e6, 0.005),
     ("pvt_v2", "b5"): (82.0e6, 0.005),
@@ -55,9 +56,10 @@ PUBLISHED = {
 }
 
 # Multiply-adds of one image of 224 pixels (EdgeNeXt: 256), published to 0.1 billion (ViT: as timm counts them).
-SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112}
+SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "cct": 16}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
+                   ("cct", "7/3x1"): 1.19,
                    ("pvt_v2", "b0"): 0.6, ("pvt_v2", "b1"): 2.1, ("pvt_v2", "b2"): 4.0, ("pvt_v2", "b2-li"): 3.9,
                    ("pvt_v2", "b3"): 6.9, ("pvt_v2", "b4"): 10.1, ("pvt_v2", "b5"): 11.8,
                    ("metaformer", "s12"): 1.8, ("metaformer", "m36"): 8.8,
@@ -80,8 +82,7 @@ def inputs_of(architecture, batch=2, tokens=24):
         return torch.randint(embed.vocab, (batch, tokens), generator=generator), tokens
     if hasattr(embed, "features"):
         return torch.randn(batch, tokens * embed.stack, embed.features, generator=generator), tokens
-    side = embed.image // embed.patch
-    return torch.randn(batch, embed.channels, embed.image, embed.image, generator=generator), (side, side)
+    return torch.randn(batch, embed.channels, *embed.sides, generator=generator), architecture.default_length
 
 
 def trained(module):

@@ -1,4 +1,4 @@
-"""Tokenisers of images, what reads a grid for scores, and the operators of their pyramids: what they equal, what they refuse."""
+"""Tokenisers of images, pooling heads, and the operators of token pyramids: what they equal, what they refuse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_a_fixed_grid_as_large_as_the_grid_averages_nothing():
     ours, x = built(bp.LinearReducedAttention(heads=2, side=4), 8, dtype=torch.float64), grid(4, 4)
     tokens = x.flatten(1, 2)
     small = F.gelu(ours.norm(ours.mix(tokens)))
-    q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (ours.query(tokens), ours.key(small), ours.value(small)))
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2)
+               for part in (ours.query(tokens), ours.key(small), ours.value(small)))
     wanted = ours.out(((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours(x), wanted.view(x.shape), rtol=1e-12, atol=1e-12)
 
@@ -55,11 +56,110 @@ def test_filters_of_one_tap_that_is_one_are_an_mlp():
     torch.testing.assert_close(ours(grid(5, 3)), plain(grid(5, 3)), rtol=1e-12, atol=1e-12)
 
 
+# -- tokenisers --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("image", [32, (17, 9), 1], ids=str)
+@pytest.mark.parametrize(("layers", "kernel", "stride"), [(1, 3, 1), (2, 7, 2), (3, 5, 1)], ids=str)
+def test_a_conv_tokeniser_gives_as_many_tokens_as_it_says(image, layers, kernel, stride):
+    config = bp.ConvTokenizer(image=image, layers=layers, kernel=kernel, stride=stride, between=4)
+    with torch.device("meta"):
+        pixels = torch.empty(1, 3, *config.sides)
+        assert config.build(8)(pixels).shape == (1, config.length, 8)
+        assert count_macs(config.build(8), pixels) == config.macs(8, 0)
+
+
+def test_a_conv_tokeniser_is_torchs_layers():
+    config = bp.ConvTokenizer(layers=2, between=6, image=(12, 10), position=None)
+    ours = built(config, 8, dtype=torch.float64)
+    layers = [torch.nn.Conv2d(3, 6, 3, padding=1, bias=False), torch.nn.Conv2d(6, 8, 3, padding=1, bias=False)]
+    theirs = torch.nn.Sequential(*(part for conv in layers for part in (conv, torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1))))
+    for conv, layer in zip(layers, ours.layers.values(), strict=True):
+        conv.weight = torch.nn.Parameter(layer.weight.detach())
+    pixels = torch.randn(2, 3, 12, 10, dtype=torch.float64)
+    torch.testing.assert_close(ours(pixels), theirs(pixels).flatten(2).transpose(1, 2), rtol=1e-12, atol=1e-12)
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+def scores_of(pool, x, classes=3, **options):
+    """Of a pooling with the same score matrix whatever the pooling."""
+    head = built(bp.PooledHead(classes, pool=pool, **options), x.shape[-1], dtype=torch.float64)
+    with torch.no_grad():
+        head.scores.weight.copy_(torch.linspace(-1, 1, head.scores.weight.numel()).view_as(head.scores.weight))
+        head.scores.bias.zero_()
+    return head
+
+
+def test_sequence_pooling_without_scores_is_the_mean():
+    x = grid(7)
+    head = scores_of("attention", x)
+    assert not torch.allclose(head(x), scores_of("mean", x)(x))
+    with torch.no_grad():
+        head.weigh.weight.zero_()
+    torch.testing.assert_close(head(x), scores_of("mean", x)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_sequence_pooling_with_one_token_that_stands_out_is_that_token():
+    x = grid(7)
+    x[:, 3, 0] = 100.0
+    head = scores_of("attention", x)
+    with torch.no_grad():
+        head.weigh.weight.zero_()
+        head.weigh.weight[0, 0] = 50.0
+    torch.testing.assert_close(head(x), scores_of("class", x)(x[:, 3:4]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_power_pooling_lies_between_the_mean_and_the_maximum_and_reaches_both(groups):
+    x = grid(5, 3).abs() + 0.1
+    mean, top = (scores_of(pool, x)(x) for pool in ("mean", "max"))
+    torch.testing.assert_close(scores_of("power", x, groups=groups, power=1)(x), mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scores_of("power", x, groups=groups, power=1e6)(x), top, rtol=1e-5, atol=1e-5)
+    between = bp.PooledHead(2, pool="power", groups=groups).build(8).double()
+    with torch.no_grad():
+        between.power.fill_(3.0)
+        between.scores.weight.copy_(torch.eye(2, 8))
+        between.scores.bias.zero_()
+    values = between(x)
+    tokens = x.flatten(1, 2)[..., :2]
+    assert (values > tokens.mean(1)).all() and (values < tokens.amax(1)).all()
+
+
+def test_power_pooling_has_a_power_per_group():
+    x = grid(9).abs() + 0.1
+    head = scores_of("power", x, classes=8, groups=2)
+    with torch.no_grad():
+        head.scores.weight.copy_(torch.eye(8))
+        head.power.copy_(torch.tensor([1.0, 1e6]))
+    torch.testing.assert_close(head(x)[:, :4], x.mean(1)[:, :4], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(head(x)[:, 4:], x.amax(1)[:, 4:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_power_pooling_stays_in_the_range_of_half_precision(dtype):
+    x = torch.tensor([300.0, 2.0, 0.0]).view(1, 3, 1).expand(1, 3, 8).to(dtype)
+    head = scores_of("power", x.double()).to(dtype)
+    assert head(x).isfinite().all()
+
+
+def test_the_mean_is_the_classifiers():
+    x = grid(4, 5)
+    classifier = copied(bp.ClassifierHead(3).build(8).double(), scores_of("mean", x))
+    assert torch.equal(classifier(x), scores_of("mean", x)(x))
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("config", "text"), [
     (bp.LinearReducedAttention(heads=5), "heads must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
     (bp.LinearReducedAttention(side=0), "side must be a whole number of at least 1 at body[0].mixer: got 0"),
+    (bp.ConvTokenizer(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
+    (bp.ConvTokenizer(layers=0), "layers must be a whole number of at least 1 at body[0].mixer: got 0"),
+    (bp.ConvTokenizer(position="sin"), "unknown position 'sin'; did you mean 'sine'?"),
+    (bp.PooledHead(3, pool="avg"), "unknown pool 'avg'"),
+    (bp.PooledHead(3, pool="power", groups=5), "groups must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
+    (bp.PooledHead(3, pool="max", groups=4), "groups are of pool='power' at body[0].mixer: got 4 with pool='max'; use 1"),
+    (bp.PooledHead(3, pool="power", power=0), "power must be a positive number at body[0].mixer: got 0"),
     (bp.ConvMLP(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
     (bp.ConvMLP(ratio=0), "ratio must be a positive number at body[0].mixer: got 0"),
 ])

@@ -1,0 +1,32 @@
+"""Multiply-adds that tokenisers of images and the parts of their pyramids execute outside their children, for `macs_thop`.
+
+Each formula is `(module, inputs, output) -> multiply-adds`, from the shapes of the products that the module's file shows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["FORMULAS"]
+
+
+def _tokens(inputs: tuple[Any, ...]) -> int:
+    """Of all sequences or grids together."""
+    return math.prod(inputs[0].shape[:-1])
+
+
+def _fixed_grid(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(2 * _tokens(inputs) * module.side**2 * module.query.out_features)
+
+
+def _pooled_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """At every place of the convolution, before the pooling."""
+    batch, _, *sides = inputs[0].shape
+    return float(batch * math.prod(math.ceil(side / module.stride) for side in sides) * module.weight.numel())
+
+
+FORMULAS: dict[str, Any] = {
+    "FixedGridAttention": _fixed_grid,
+    "PooledConvolution": _pooled_convolution,
+}
