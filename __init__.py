@@ -30,6 +30,7 @@ _HOMES = {
     "DeformableMerging": ".space.macros.deformable_merging",
     "HaloDownsample": ".space.macros.halo_downsample",
     "PooledMerging": ".space.macros.pooled_merging",
+    "TokenPooling": ".space.macros.token_pooling",
     "NextTransformer": ".space.macros.next_transformer",
     "GhostTransition": ".space.macros.ghost_transition",
     "StreamNorm": ".space.macros.stream_norm",

@@ -26,7 +26,18 @@ def _pooled_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> fl
     return float(batch * math.prod(math.ceil(side / module.stride) for side in sides) * module.weight.numel())
 
 
+def _filtered_grid(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return float(output.numel() * module.taps[0].numel())
+
+
+def _filtered_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Of all tokens but the class."""
+    return float(output[:, 1:].numel() * module.taps[0].numel())
+
+
 FORMULAS: dict[str, Any] = {
     "FixedGridAttention": _fixed_grid,
+    "FilteredGrid": _filtered_grid,
+    "FilteredTokens": _filtered_tokens,
     "PooledConvolution": _pooled_convolution,
 }

@@ -143,6 +143,12 @@ GRID = {
     "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
         bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
         BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(3, 2), bp.ToMe(4, protected=1)))), **IMAGES),
+    "pooled tokens": space((BLOCK, bp.TokenPooling(width=bp.choice(None, 48), stride=bp.choice(1, 2, 3)), BLOCK), **IMAGES),
+    "pooled tokens and a class token": space(
+        (BLOCK, bp.TokenPooling(width=bp.choice(None, 48), class_token=True, rows=4), BLOCK,
+         bp.TokenPooling(stride=3, class_token=True, rows=2), BLOCK),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True),
+                    "head": bp.PooledHead(5, pool="class")}),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
@@ -158,7 +164,7 @@ BY_INPUT = {
 def inputs(architecture, length=13):
     if hasattr(architecture.plan.embed, "vocab"):
         return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
-    return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 1, *architecture.plan.embed.sides, generator=torch.Generator().manual_seed(0))
 
 
 def varied(space, count=3):

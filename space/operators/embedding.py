@@ -64,20 +64,23 @@ class TokenEmbedding(Operator):
 class ImagePatches(nn.Module):
     """Square patches, projected, plus a learned vector per place; left to right, top to bottom, or as a grid.
 
-    A kernel above the patch takes in pixels around it, zeros outside the image. A norm follows the projection.
+    A kernel above the patch takes in pixels around it, zeros outside the image where it is padded. A norm follows the
+    projection; a learned class token goes before all.
     """
 
     def __init__(self, patch: int, channels: int, rows: int, columns: int, width: int, position: bool = True,
-                 grid: bool = False, kernel: int | None = None, norm: bool = False):
+                 grid: bool = False, kernel: int | None = None, norm: bool = False, class_token: bool = False,
+                 padded: bool = True):
         super().__init__()
         self.patch, self.rows, self.columns, self.grid = patch, rows, columns, grid
-        self.kernel = kernel or patch
+        self.kernel, self.padded = kernel or patch, padded
+        self.token = nn.Parameter(torch.empty(width)) if class_token else None
         self.projection = nn.Linear(channels * self.kernel**2, width, bias=False)
         self.norm = LayerNormalisation(width) if norm else None
         self.position = nn.Parameter(torch.empty(rows, columns, width)) if position else None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        if self.kernel > self.patch:
+        if self.padded and self.kernel > self.patch:
             down, across = (padding(size, self.patch, self.kernel) for size in pixels_BCHW.shape[2:])
             pixels_BCHW = F.pad(pixels_BCHW, (*across, *down))
         patches_BPT = F.unfold(pixels_BCHW, self.kernel, stride=self.patch)
@@ -86,6 +89,8 @@ class ImagePatches(nn.Module):
             x_BTD = self.norm(x_BTD)
         if self.position is not None:
             x_BTD = x_BTD + self.position.flatten(0, 1)
+        if self.token is not None:
+            x_BTD = torch.cat([self.token.expand(len(x_BTD), 1, -1), x_BTD], dim=1)
         return x_BTD.view(len(x_BTD), self.rows, self.columns, -1) if self.grid else x_BTD
 
 
@@ -96,7 +101,9 @@ class PatchEmbedding(Operator):
     patch: side of the square patches. channels: of the images. image: their side, or (height, width). grid: hand on
     (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector. kernel: side of
     overlapping windows around the patches, by default the patch; norm: whether a layer norm follows (both: CvT, Wu et
-    al., 2021).
+    al., 2021). padded: whether there are zeros around the image for windows at its edges; False for windows inside it alone
+    (PiT, Heo et al., 2021). class_token: whether a learned token goes before the patches, which `PooledHead(pool="class")`
+    reads; its position is in it.
     """
 
     patch: Any = 4
@@ -106,6 +113,8 @@ class PatchEmbedding(Operator):
     position: Any = True
     kernel: Any = None
     norm: Any = False
+    class_token: Any = False
+    padded: Any = True
     kind: ClassVar[str] = "embedding"
     fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
     causal: ClassVar[bool] = False
@@ -119,41 +128,52 @@ class PatchEmbedding(Operator):
         return self.image if isinstance(self.image, tuple) else (self.image, self.image)
 
     @property
+    def places(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        inside = 0 if self.padded else (self.kernel or self.patch) - self.patch
+        rows, columns = ((side - inside) // self.patch for side in self.sides)
+        return rows, columns
+
+    @property
     def length(self) -> Length:
-        """Patches of an image, or (rows, columns) of a grid of them: what costs are counted for."""
-        rows, columns = (side // self.patch for side in self.sides)
-        return (rows, columns) if self.grid else rows * columns
+        """Tokens of an image, or (rows, columns) of a grid of them: what costs are counted for."""
+        rows, columns = self.places
+        return (rows, columns) if self.grid else rows * columns + bool(self.class_token)
 
     def check(self, width: int, where: str) -> None:
         require_whole("patch", self.patch, where)
         require_whole("channels", self.channels, where, instead="use 1 for grey and 3 for colour")
+        if self.kernel is not None:
+            require_whole("kernel", self.kernel, where, low=self.patch, instead="use None for patches that do not overlap")
+        if self.grid and self.class_token:
+            raise ValueError(f"a class token has no place on a grid at {where}: got grid=True and class_token=True; leave "
+                             "grid out")
         for side in self.sides:
             require_whole("image", side, where, instead="give a side in pixels, or (height, width)")
-            if side % self.patch:
+            if not self.padded and (side < (self.kernel or 0) or (side - (self.kernel or 0)) % self.patch):
+                raise ValueError(f"windows inside the image fill it at {where}: got kernel={self.kernel}, patch={self.patch}"
+                                 f" for {side} pixels; patch must divide what is left of the image beside one window")
+            if self.padded and side % self.patch:
                 good = [p for p in range(1, side + 1) if all(s % p == 0 for s in self.sides)]
                 raise ValueError(f"patch must divide image at {where}: got {self.patch} and {self.image}; "
                                  f"use one of {', '.join(map(str, good))}")
-        if self.kernel is not None:
-            require_whole("kernel", self.kernel, where, low=self.patch, instead="use None for patches that do not overlap")
 
     def axes(self, width: int) -> dict[str, Param]:
-        d, (height, wide), kernel = axis("width", width), self.sides, self.kernel or self.patch
+        d, kernel = axis("width", width), self.kernel or self.patch
         down, across = axis("patch_rows", kernel, "centre"), axis("patch_columns", kernel, "centre")
-        rows, columns = (axis(name, side // self.patch, "spread") for name, side in (("rows", height), ("columns", wide)))
+        rows, columns = (axis(name, size, "spread") for name, size in zip(("rows", "columns"), self.places, strict=True))
+        token = {"token": param(d, init=Init("normal", gain=0.02))} if self.class_token else {}
         table = {"position": param(rows, columns, d, init=Init("normal", gain=0.02))} if self.position else {}
         norm = {f"norm.{name}": part for name, part in LayerNorm().axes(width).items()} if self.norm else {}
-        return {**table, **norm, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
+        return {**token, **table, **norm, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
 
     def build(self, width: int) -> nn.Module:
-        height, wide = self.sides
-        return ImagePatches(self.patch, self.channels, height // self.patch, wide // self.patch, width,
-                            bool(self.position), bool(self.grid), self.kernel, bool(self.norm))
+        return ImagePatches(self.patch, self.channels, *self.places, width, bool(self.position), bool(self.grid), self.kernel,
+                            bool(self.norm), bool(self.class_token), bool(self.padded))
 
     def macs(self, width: int, length: int) -> float:
         """The projection of every patch of one image, whatever `length` says."""
-        height, wide = self.sides
-        kernel = self.kernel or self.patch
-        return float(self.channels * (height // self.patch) * (wide // self.patch) * kernel**2 * width)
+        return float(math.prod(self.places) * self.channels * (self.kernel or self.patch) ** 2 * width)
 
     def decode_macs(self, width: int, length: int) -> float:
         return 0.0

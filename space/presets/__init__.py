@@ -11,7 +11,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
-    cct                 small images, by convolutions
+    cct, pit            small images, by convolutions; with pooling between stages
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
     pvt_v2              that with overlapping patches and feed-forward layers that filter
@@ -48,6 +48,7 @@ from . import (
     metaformer,
     mixed_attention,
     nextvit,
+    pit,
     pvt,
     pvt_v2,
     raftmlp,
@@ -59,5 +60,5 @@ from . import (
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "nextvit", "pvt", "pvt_v2", "raftmlp", "squeezeformer", "swin", "transnormer",
-           "vit"]
+           "metaformer", "mixed_attention", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer", "swin",
+           "transnormer", "vit"]

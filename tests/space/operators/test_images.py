@@ -79,6 +79,66 @@ def test_a_conv_tokeniser_is_torchs_layers():
     torch.testing.assert_close(ours(pixels), theirs(pixels).flatten(2).transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
+def test_a_class_token_goes_before_the_patches():
+    with_token, without = (built(bp.PatchEmbedding(4, 3, 12, class_token=token), 8) for token in (True, False))
+    without.load_state_dict({name: p for name, p in with_token.state_dict().items() if name != "token"})
+    pixels = torch.randn(2, 3, 12, 12)
+    x = with_token(pixels)
+    assert x.shape == (2, bp.PatchEmbedding(4, 3, 12, class_token=True).length, 8)
+    assert torch.equal(x[:, 1:], without(pixels)) and torch.equal(x[:, 0], with_token.token.expand(2, 8))
+
+
+@pytest.mark.parametrize(("patch", "kernel", "image"), [(8, 16, 32), (7, 14, (28, 21)), (3, 5, 11), (4, 4, 12)], ids=str)
+def test_windows_inside_the_image_are_a_convolution_without_padding(patch, kernel, image):
+    config = bp.PatchEmbedding(patch, 3, image, kernel=kernel, padded=False, position=False)
+    config.check(8, "here")
+    module, pixels = built(config, 8, dtype=torch.float64), torch.randn(2, 3, *config.sides, dtype=torch.float64)
+    weight = module.projection.weight.view(8, 3, kernel, kernel)
+    theirs = F.conv2d(pixels, weight, stride=patch).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(module(pixels), theirs, rtol=1e-12, atol=1e-12)
+    assert theirs.shape[1] == config.length
+    with torch.device("meta"):
+        assert count_macs(config.build(8), torch.empty(1, 3, *config.sides)) == config.macs(8, 0)
+
+
+# -- PiT ---------------------------------------------------------------------------------------------------------------
+
+def macro_built(config, width, seed=0):
+    """A macro's module in float64, filled as its declarations say."""
+    return built(config, width, seed, torch.float64)
+
+
+@pytest.mark.parametrize("size", [(27, 27), (8, 5), (1, 4)], ids=str)
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_the_pooling_layer_is_a_grouped_convolution(size, copies):
+    config = bp.TokenPooling(width=8 * copies)
+    config.check(8, "here")
+    module, x = macro_built(config, 8), grid(*size)
+    theirs = F.conv2d(x.permute(0, 3, 1, 2), module.taps[:, None], stride=2, padding=1, groups=8).permute(0, 2, 3, 1)
+    torch.testing.assert_close(module(x), theirs, rtol=1e-12, atol=1e-12)
+    assert config.out(8, size) == (8 * copies, tuple(module(x).shape[1:3]))
+
+
+def test_the_pooling_layer_with_filters_of_one_tap_leaves_every_second_token():
+    module, x = macro_built(bp.TokenPooling(width=16), 8), grid(6, 7)
+    with torch.no_grad():
+        module.taps.zero_()
+        module.taps[:, 1, 1] = 1.0
+    assert torch.equal(module(x), x[:, ::2, ::2].repeat_interleave(2, -1))
+
+
+@pytest.mark.parametrize(("size", "rows"), [((5, 5), None), ((4, 6), 4)], ids=str)
+def test_the_pooling_layer_pools_patches_and_projects_the_class_token(size, rows):
+    config = bp.TokenPooling(width=16, class_token=True, rows=rows)
+    module, plain, x, token = macro_built(config, 8), bp.TokenPooling(width=16).build(8).double(), grid(*size), grid(1)
+    with torch.no_grad():
+        plain.taps.copy_(module.taps)
+    y = module(torch.cat([token, x.flatten(1, 2)], 1))
+    torch.testing.assert_close(y[:, 1:], plain(x).flatten(1, 2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(y[:, :1], token @ module.class_token.weight.T, rtol=1e-12, atol=1e-12)
+    assert config.out(8, 1 + size[0] * size[1]) == (16, y.shape[1])
+
+
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 def scores_of(pool, x, classes=3, **options):
@@ -160,6 +220,12 @@ def test_the_mean_is_the_classifiers():
     (bp.PooledHead(3, pool="power", groups=5), "groups must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
     (bp.PooledHead(3, pool="max", groups=4), "groups are of pool='power' at body[0].mixer: got 4 with pool='max'; use 1"),
     (bp.PooledHead(3, pool="power", power=0), "power must be a positive number at body[0].mixer: got 0"),
+    (bp.PatchEmbedding(4, 3, 16, grid=True, class_token=True), "a class token has no place on a grid at body[0].mixer"),
+    (bp.PatchEmbedding(4, 3, 18, kernel=8, padded=False), "windows inside the image fill it at body[0].mixer: got kernel=8"),
+    (bp.PatchEmbedding(4, 3, 4, kernel=8, padded=False), "windows inside the image fill it at body[0].mixer: got kernel=8"),
+    (bp.TokenPooling(width=100), "the width before must divide width at body[0].mixer: got 64 and 100"),
+    (bp.TokenPooling(stride=0), "stride must be a whole number of at least 1 at body[0].mixer: got 0"),
+    (bp.TokenPooling(rows=0), "rows must be a whole number of at least 1 at body[0].mixer: got 0; use None for a square"),
     (bp.ConvMLP(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
     (bp.ConvMLP(ratio=0), "ratio must be a positive number at body[0].mixer: got 0"),
 ])
