@@ -26,6 +26,12 @@ def _pooled_convolution(module: Any, inputs: tuple[Any, ...], output: Any) -> fl
     return float(batch * math.prod(math.ceil(side / module.stride) for side in sides) * module.weight.numel())
 
 
+def _tubes(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, _, *sides = inputs[0].shape
+    places = math.prod(math.ceil(side / stride) for side, stride in zip(sides, module.stride, strict=True))
+    return float(batch * places * module.weight.numel())
+
+
 def _filtered_grid(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(output.numel() * module.taps[0].numel())
 
@@ -35,9 +41,29 @@ def _filtered_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float
     return float(output[:, 1:].numel() * module.taps[0].numel())
 
 
+def _pooled_volume(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    return 0.0 if module.taps is None else float(output.numel() * module.taps[0].numel())
+
+
+def _pooling_heads(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """All pairs of the queries that are left and the pooled keys, of a class token too."""
+    batch, *grid, width = inputs[0].shape
+    first = int(module.class_token)
+    if first:
+        rows = module.frames * (module.rows or math.isqrt((grid[0] - 1) // module.frames))
+        grid = [rows, (grid[0] - 1) // rows]
+    rows, columns = (*grid, 1)[:2]
+    stride = 1 if module.key_pool is None else module.key_pool.stride[-1]
+    keys = first + module.frames * math.ceil(rows // module.frames / stride) * math.ceil(columns / stride)
+    return float(2 * keys * module.query.out_features * output.numel() / width)
+
+
 FORMULAS: dict[str, Any] = {
     "FixedGridAttention": _fixed_grid,
     "FilteredGrid": _filtered_grid,
     "FilteredTokens": _filtered_tokens,
+    "PooledVolume": _pooled_volume,
+    "PoolingHeads": _pooling_heads,
+    "VideoTubes": _tubes,
     "PooledConvolution": _pooled_convolution,
 }

@@ -149,6 +149,12 @@ GRID = {
          bp.TokenPooling(stride=3, class_token=True, rows=2), BLOCK),
         **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True),
                     "head": bp.PooledHead(5, pool="class")}),
+    "pooled queries": space((bp.MultiscaleLayer(
+        heads=bp.choice(1, 2), width=bp.choice(None, 24, 32), stride=bp.choice(1, 2), kv_stride=bp.choice(1, 2),
+        kernel=bp.choice(1, 3), pool=bp.choice("conv", "max", "mean"), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "pooled queries and a class token": space(
+        (bp.MultiscaleLayer(2, stride=bp.choice(1, 2), class_token=True, rows=4), BLOCK),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True)}),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID

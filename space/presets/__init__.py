@@ -14,6 +14,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     cct, pit            small images, by convolutions; with pooling between stages
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
+    mvit                pyramids of attention between pooled tokens, of images and of videos
     pvt_v2              that with overlapping patches and feed-forward layers that filter
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
@@ -47,6 +48,7 @@ from . import (
     masformer,
     metaformer,
     mixed_attention,
+    mvit,
     nextvit,
     pit,
     pvt,
@@ -60,5 +62,5 @@ from . import (
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer", "swin",
-           "transnormer", "vit"]
+           "metaformer", "mixed_attention", "mvit", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer",
+           "swin", "transnormer", "vit"]

@@ -10,8 +10,10 @@ from bodyplan.space.operators.conv_mlp import ConvMLP
 from bodyplan.space.operators.conv_tokenizer import ConvTokenizer
 from bodyplan.space.operators.linear_reduced import LinearReducedAttention
 from bodyplan.space.operators.pooled_head import PooledHead
+from bodyplan.space.operators.pooling_attention import PoolingAttention
+from bodyplan.space.operators.tube_embedding import TubeEmbedding
 
-__all__ = ["EXAMPLES", "REFERENCES", "UNVARIED"]
+__all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "ConvMLP": [(ConvMLP(ratio=2, kernel=5), 16), (ConvMLP(ratio=1, kernel=3, rectified=True), 8)],
@@ -27,11 +29,24 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (PooledHead(classes=10, pool="power", groups=4), 16), (PooledHead(classes=3, pool="power", power=2, eps=1e-3), 8),
         (PooledHead(classes=3, pool="attention"), 8), (PooledHead(classes=5, pool="max"), 16),
         (PooledHead(classes=3, pool="class"), 16), (PooledHead(classes=3), 16)],
+    "PoolingAttention": [
+        (PoolingAttention(heads=4, kernel=5, kv_stride=1), 16), (PoolingAttention(heads=2, kv_stride=3, head_dim=3), 8),
+        (PoolingAttention(heads=2, pool="max"), 8), (PoolingAttention(heads=2, pool="mean", kernel=1), 8)],
+    "TubeEmbedding": [
+        (TubeEmbedding(patch=2, image=(4, 6), frames=4, kernel=3, tube_kernel=3), 16),
+        (TubeEmbedding(patch=3, image=3, frames=3, tube=3, channels=1, position=False, class_token=True), 8),
+        (TubeEmbedding(patch=2, image=2, frames=2, tube=2, channels=2), 8)],
 }
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
     "PooledHead": {"weight": "a token has one weight"},
+    "PoolingAttention": {"tap_frames": "an image has one frame; of videos in test_images.py"},
+}
+# Options that no example varies: operator, option -> why.
+UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
+    "PoolingAttention": {option: "not every grid is a video or has a class token: see test_images.py"
+                         for option in ("frames", "class_token", "rows")},
 }
 
 
@@ -129,6 +144,112 @@ def largest_of_nine(x):
     return torch.stack([torch.stack([at(r, c) for c in range(0, columns, 2)], 1) for r in range(0, rows, 2)], 1)
 
 
+def volumes(config, x):
+    """(class tokens [B, N, ...], frames [B, F, H, W, ...]) of what an operator with frames or a class token is given."""
+    if getattr(config, "class_token", False):
+        rows = config.frames * (config.rows or math.isqrt((x.shape[1] - 1) // config.frames))
+        return x[:, :1], x[:, 1:].unflatten(1, (config.frames, rows // config.frames, -1))
+    return x.flatten(1, -2)[:, :0], as_grid(x).unflatten(1, (config.frames, -1))
+
+
+def pooled_places(x, stride, kernel, pool):
+    """`pool` of [(offsets, vector)] around every `stride`-th row and column of every frame, as a list of places."""
+    frames, rows, columns = x.shape[1:4]
+    over_time, side = kernel
+    found = []
+    for f in range(frames):
+        for r in range(0, rows, stride):
+            for c in range(0, columns, stride):
+                seen = []
+                for a in range(over_time):
+                    for i in range(side):
+                        for j in range(side):
+                            g, y, z = f + a - over_time // 2, r + i - side // 2, c + j - side // 2
+                            if 0 <= g < frames and 0 <= y < rows and 0 <= z < columns:
+                                seen.append(((a, i, j), x[:, g, y, z]))
+                found.append(pool(seen))
+    return torch.stack(found, 1)
+
+
+def pooling_attention(w, config, x, stride=1, prefix=""):
+    """Projections, then pooling, then attention, head by head; queries at `stride`."""
+    first, frames = volumes(config, x)
+    kernel = (config.kernel if config.frames > 1 else 1, config.kernel)
+
+    def part(name, step):
+        size = w[f"{prefix}{name}.weight"].shape[0] // config.heads
+        heads = []
+        for h in range(config.heads):
+            matrix = w[f"{prefix}{name}.weight"][h * size:(h + 1) * size].T
+            token, places = first @ matrix, frames @ matrix
+            if (name == "query" and step == 1) or (step == 1 and config.kernel == 1):
+                heads.append(torch.cat([token, places.flatten(1, 3)], 1))
+                continue
+            taps = w.get(f"{prefix}{name}_pool.taps")
+            pools = {"conv": lambda seen, taps=taps: sum(taps[(slice(None), *at)] * value for at, value in seen),
+                     "max": lambda seen: torch.stack([value for _, value in seen]).amax(0),
+                     "mean": lambda seen: sum(value for _, value in seen) / (kernel[0] * kernel[1]**2)}
+            together = torch.cat([token, pooled_places(places, step, kernel, pools[config.pool])], 1)
+            heads.append(layer_norm(w, together, f"{prefix}{name}_pool.norm.") if config.pool == "conv" else together)
+        return heads
+
+    found = [(q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v for q, k, v in zip(
+        part("query", stride), part("key", config.kv_stride), part("value", config.kv_stride), strict=True)]
+    return torch.cat(found, -1) @ w[f"{prefix}out.weight"].T
+
+
+def pooling_attention_in_place(w, config, x):
+    return pooling_attention(w, config, x).view(x.shape)
+
+
+def multiscale_layer(w, config, x):
+    """What comes out, as a sequence."""
+    u = layer_norm(w, x)
+    first, frames = volumes(config, x)
+    kept = torch.cat([first, frames.flatten(1, 3)], 1)
+    if config.stride > 1:
+        total = [max(0, (-(-size // config.stride) - 1) * config.stride + config.stride + 1 - size)
+                 for size in frames.shape[2:4]]
+        before = [min(1, both) for both in total]
+        places = []
+        for f in range(config.frames):
+            for r in range(0, frames.shape[2], config.stride):
+                for c in range(0, frames.shape[3], config.stride):
+                    seen = [frames[:, f, y, z] for y in range(r - before[0], r - before[0] + config.stride + 1)
+                            for z in range(c - before[1], c - before[1] + config.stride + 1)
+                            if 0 <= y < frames.shape[2] and 0 <= z < frames.shape[3]]
+                    places.append(torch.stack(seen).amax(0))
+        kept = torch.cat([first, torch.stack(places, 1)], 1)
+    y = kept + pooling_attention(w, config, u, config.stride, "attention.")
+    z = layer_norm(w, y, "mlp_norm.")
+    kept = z @ w["project.weight"].T if "project.weight" in w else y
+    return kept + gelu(z @ w["up.weight"].T) @ w.get("down.weight", w.get("widen.weight")).T
+
+
+def tube_embedding(w, config, video):
+    step, kernel = (config.tube, config.patch, config.patch), w["weight"].shape[2:]
+    places = []
+    before = [min((k - s + 1) // 2, max(0, (n // s - 1) * s + k - n)) if k > s else 0
+              for k, s, n in zip(kernel, step, video.shape[2:], strict=True)]
+    for f in range(0, video.shape[2], step[0]):
+        for r in range(0, video.shape[3], step[1]):
+            for c in range(0, video.shape[4], step[2]):
+                total = 0
+                for a in range(kernel[0]):
+                    for i in range(kernel[1]):
+                        for j in range(kernel[2]):
+                            at = f + a - before[0], r + i - before[1], c + j - before[2]
+                            if all(0 <= p < n for p, n in zip(at, video.shape[2:], strict=True)):
+                                total = total + video[(slice(None), slice(None), *at)] @ w["weight"][:, :, a, i, j].T
+                if config.position:
+                    total = total + w["position"][r // step[1], c // step[2]] + w["frame_position"][f // step[0]]
+                places.append(total)
+    x = torch.stack(places, 1)
+    if config.class_token:
+        return torch.cat([w["token"].expand(len(x), 1, -1), x], 1)
+    return x.unflatten(1, (-1, video.shape[4] // step[2]))
+
+
 def sines(places, width, like):
     table = [[(math.sin if i % 2 == 0 else math.cos)(p / 10000 ** (2 * (i // 2) / width)) for i in range(width)]
              for p in range(places)]
@@ -168,4 +289,6 @@ REFERENCES = {
     "ConvTokenizer": conv_tokenizer,
     "LinearReducedAttention": linear_reduced_attention,
     "PooledHead": pooled_head,
+    "PoolingAttention": pooling_attention_in_place,
+    "TubeEmbedding": tube_embedding,
 }

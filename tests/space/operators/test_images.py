@@ -6,7 +6,9 @@ import bodyplan as bp
 import pytest
 import torch
 import torch.nn.functional as F
-from bodyplan.testing import built, count_macs
+from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
+from bodyplan.testing import built, check_declaration, count_macs
+from operator_examples.images import multiscale_layer, pooling_attention
 
 torch.set_num_threads(1)
 
@@ -139,6 +141,115 @@ def test_the_pooling_layer_pools_patches_and_projects_the_class_token(size, rows
     assert config.out(8, 1 + size[0] * size[1]) == (16, y.shape[1])
 
 
+# -- MViT --------------------------------------------------------------------------------------------------------------
+
+def equal_with_gradients(ours, theirs, leaves):
+    """Outputs, and gradients to the leaves, of two ways to compute the same."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    mask = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2), dtype=ours.dtype)
+    mine, wanted = (torch.autograd.grad((y * mask).sum(), leaves, allow_unused=True, materialize_grads=True)
+                    for y in (ours, theirs))
+    for one, other in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("pool", ["conv", "max"])
+def test_pooling_attention_without_a_stride_and_a_kernel_is_attention_over_all_tokens(pool):
+    ours = built(bp.PoolingAttention(heads=2, kv_stride=1, kernel=1, pool=pool), 8, dtype=torch.float64)
+    plain = copied(bp.ReducedAttention(heads=2, reduction=1).build(8).double(), ours)
+    torch.testing.assert_close(ours(grid(4, 5)), plain(grid(4, 5)), rtol=1e-12, atol=1e-12)
+
+
+GIVEN = [({}, (5, 4)), ({"class_token": True}, (10,)), ({"class_token": True, "rows": 2}, (7,)), ({"frames": 3}, (9, 2)),
+         ({"frames": 2, "class_token": True}, (9,)), ({"frames": 2, "class_token": True, "rows": 1}, (7,))]
+
+
+@pytest.mark.parametrize(("options", "size"), GIVEN, ids=str)
+@pytest.mark.parametrize("pool", ["conv", "max", "mean"])
+def test_pooling_attention_of_videos_and_class_tokens_is_its_formula(options, size, pool):
+    config = bp.PoolingAttention(heads=2, pool=pool, **options)
+    config.check(8, "here")
+    check_declaration(config, 8)
+    module, x = built(config, 8, dtype=torch.float64), grid(*size).requires_grad_()
+    theirs = pooling_attention(dict(module.named_parameters()), config, x).view(x.shape)
+    equal_with_gradients(module(x), theirs, [x, *module.parameters()])
+    with torch.device("meta"):
+        assert count_macs(config.build(8), torch.empty(1, *size, 8)) == config.macs(8, size if len(size) == 2 else size[0])
+
+
+@pytest.mark.parametrize(("options", "size"), GIVEN, ids=str)
+@pytest.mark.parametrize("changes", [{}, {"stride": 2}, {"width": 12}, {"stride": 2, "width": 16, "kv_stride": 1}], ids=str)
+def test_a_multiscale_layer_is_its_formula(options, size, changes):
+    config = bp.MultiscaleLayer(heads=2, **options, **changes)
+    config.check(8, "here")
+    module, x = macro_built(config, 8), grid(*size).requires_grad_()
+    ours = module(x)
+    theirs = multiscale_layer(dict(module.named_parameters()), config, x)
+    equal_with_gradients(ours, theirs.view(ours.shape), [x, *module.parameters()])
+    length = size if len(size) == 2 else size[0]
+    after = ours.shape[1] if len(size) == 1 else tuple(ours.shape[1:3])
+    assert config.out(8, length) == (ours.shape[-1], after)
+    with torch.device("meta"):
+        assert count_macs(config.build(8), torch.empty(1, *size, 8)) == config.macs(8, length)
+
+
+def test_a_multiscale_layer_that_changes_nothing_is_a_block():
+    config = bp.MultiscaleLayer(heads=2, kv_stride=2, ratio=2)
+    block = bp.Block(mixer=bp.PoolingAttention(heads=2, kv_stride=2), channel=bp.MLP(ratio=2), norm=bp.LayerNorm())
+    module, x = macro_built(config, 8), grid(5, 4)
+    names = [("norm.", "mixer.norm."), ("attention.", "mixer.op."), ("mlp_norm.", "channel.norm."), ("up.", "channel.op.up."),
+             ("down.", "channel.op.down.")]
+    held = {}
+    for name, p in module.state_dict().items():
+        old, new = next(pair for pair in names if name.startswith(pair[0]))
+        held[new + name[len(old):]] = p
+    plain = block.build(8).double()
+    plain.mixer.spatial = True
+    plain.load_state_dict(held)
+    torch.testing.assert_close(module(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+def test_frames_of_one_tap_in_time_do_not_meet():
+    """Each frame's pooled tokens are those of an image, where filters see one frame."""
+    video, image = (built(bp.PoolingAttention(heads=1, kv_stride=2, frames=frames), 8, dtype=torch.float64)
+                    for frames in (2, 1))
+    with torch.no_grad():
+        for name in ("key_pool", "value_pool"):
+            taps = getattr(video, name).taps
+            taps[:, [0, 2]] = 0
+            getattr(image, name).taps.copy_(taps[:, 1:2])
+    x = grid(8, 4)
+    volume = x.unflatten(1, (2, 4)).permute(0, 4, 1, 2, 3)
+    frames = [image.key_pool(frame[:, :, None]) for frame in volume.unbind(2)]
+    torch.testing.assert_close(video.key_pool(volume), torch.cat(frames, 2), rtol=1e-12, atol=1e-12)
+
+
+def test_a_video_of_one_frame_is_an_image():
+    tubes = built(bp.TubeEmbedding(patch=2, tube=1, image=(6, 4), frames=1, kernel=3), 8, dtype=torch.float64)
+    patches = bp.PatchEmbedding(2, 3, (6, 4), kernel=3, grid=True).build(8).double()
+    with torch.no_grad():
+        tubes.frame_position.zero_()
+        patches.projection.weight.copy_(tubes.weight.flatten(1))
+        patches.position.copy_(tubes.position)
+    pixels = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    torch.testing.assert_close(tubes(pixels[:, :, None]), patches(pixels), rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_of_videos_learns_and_costs_what_it_declares():
+    space = bp.Space(embed=bp.TubeEmbedding(patch=4, image=16, frames=4, tube_kernel=3, kernel=7), width=bp.choice(8, 16),
+                     body=(bp.MultiscaleLayer(width=16, frames=2), bp.MultiscaleLayer(2, stride=2, frames=2, kv_stride=1)),
+                     head=bp.PooledHead(5), norm=bp.LayerNorm())
+    net, video = bp.Supernet(space, seed=0), torch.randn(2, 3, 4, 16, 16)
+    for seed in (0, 1):
+        architecture = space.sample(seed)
+        model = net.extract(architecture)
+        assert torch.allclose(net.subnet(architecture)(video), model(video), rtol=1e-4, atol=1e-5)
+        model(video).square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        assert macs_flop_counter(architecture.build(), video[:1]) == architecture.cost().macs
+        assert macs_thop(architecture.build(), video[:1]) == architecture.cost().macs
+
+
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 def scores_of(pool, x, classes=3, **options):
@@ -226,6 +337,13 @@ def test_the_mean_is_the_classifiers():
     (bp.TokenPooling(width=100), "the width before must divide width at body[0].mixer: got 64 and 100"),
     (bp.TokenPooling(stride=0), "stride must be a whole number of at least 1 at body[0].mixer: got 0"),
     (bp.TokenPooling(rows=0), "rows must be a whole number of at least 1 at body[0].mixer: got 0; use None for a square"),
+    (bp.PoolingAttention(kernel=2), "kernel must be odd at body[0].mixer: got 2; use 1 or 3"),
+    (bp.PoolingAttention(pool="avg"), "unknown pool 'avg'"),
+    (bp.PoolingAttention(frames=0), "frames must be a whole number of at least 1 at body[0].mixer: got 0; use 1"),
+    (bp.MultiscaleLayer(heads=5), "heads must divide width at body[0].mixer: got 5 and 64; use 2 or 4"),
+    (bp.MultiscaleLayer(width=0), "width must be a whole number of at least 1 at body[0].mixer: got 0; use None to keep it"),
+    (bp.TubeEmbedding(frames=15), "tube must divide frames at body[0].mixer: got 2 and 15; use 1 or 3"),
+    (bp.TubeEmbedding(kernel=2), "kernel must be a whole number of at least 4 at body[0].mixer: got 2"),
     (bp.ConvMLP(kernel=4), "kernel must be odd at body[0].mixer: got 4; use 3 or 5"),
     (bp.ConvMLP(ratio=0), "ratio must be a positive number at body[0].mixer: got 0"),
 ])
