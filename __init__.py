@@ -65,6 +65,7 @@ _HOMES = {
     "ConvStem": ".space.operators.conv_stem",
     "ConvTokenizer": ".space.operators.conv_tokenizer",
     "TubeEmbedding": ".space.operators.tube_embedding",
+    "TokensToToken": ".space.operators.tokens_to_token",
     "FrameConvEmbedding": ".space.operators.frame_conv",
     "LanguageHead ClassifierHead": ".space.operators.head",
     "PooledHead": ".space.operators.pooled_head",

@@ -58,10 +58,22 @@ def _pooling_heads(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(2 * keys * module.query.out_features * output.numel() / width)
 
 
+def _light_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """All pairs of tokens."""
+    return float(2 * output.numel() * inputs[0].shape[1])
+
+
+def _feature_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Features of queries and keys, and values and a one read with and given to them."""
+    return float(2 * _tokens(inputs) * len(module.random_features) * (2 * output.shape[-1] + 1))
+
+
 FORMULAS: dict[str, Any] = {
     "FixedGridAttention": _fixed_grid,
     "FilteredGrid": _filtered_grid,
     "FilteredTokens": _filtered_tokens,
+    "LightTokens": _light_tokens,
+    "FeatureTokens": _feature_tokens,
     "PooledVolume": _pooled_volume,
     "PoolingHeads": _pooling_heads,
     "VideoTubes": _tubes,

@@ -11,6 +11,7 @@ from bodyplan.space.operators.conv_tokenizer import ConvTokenizer
 from bodyplan.space.operators.linear_reduced import LinearReducedAttention
 from bodyplan.space.operators.pooled_head import PooledHead
 from bodyplan.space.operators.pooling_attention import PoolingAttention
+from bodyplan.space.operators.tokens_to_token import TokensToToken
 from bodyplan.space.operators.tube_embedding import TubeEmbedding
 
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
@@ -32,6 +33,12 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "PoolingAttention": [
         (PoolingAttention(heads=4, kernel=5, kv_stride=1), 16), (PoolingAttention(heads=2, kv_stride=3, head_dim=3), 8),
         (PoolingAttention(heads=2, pool="max"), 8), (PoolingAttention(heads=2, pool="mean", kernel=1), 8)],
+    "TokensToToken": [
+        (TokensToToken(image=8, kernels=(5, 3), strides=(2, 2), token_dim=8), 16),
+        (TokensToToken(image=(6, 9), channels=2, kernels=(3, 2), strides=(2, 2), token_dim=5, class_token=True), 8),
+        (TokensToToken(image=6, kernels=(3, 2), strides=(1, 2), token_dim=4, lift=1, position=None), 8),
+        (TokensToToken(image=9, kernels=(3, 2, 2), strides=(2, 2, 2), token_dim=6, mixer="transformer"), 8),
+        (TokensToToken(image=4, kernels=(3,), strides=(2,)), 8)],
     "TubeEmbedding": [
         (TubeEmbedding(patch=2, image=(4, 6), frames=4, kernel=3, tube_kernel=3), 16),
         (TubeEmbedding(patch=3, image=3, frames=3, tube=3, channels=1, position=False, class_token=True), 8),
@@ -142,6 +149,46 @@ def largest_of_nine(x):
         return torch.stack(found).amax(0)
 
     return torch.stack([torch.stack([at(r, c) for c in range(0, columns, 2)], 1) for r in range(0, rows, 2)], 1)
+
+
+def split_softly(x, kernel, stride):
+    """Windows of a grid [B, H, W, C]: [B, H', W', C * kernel * kernel], channels first among a window's entries."""
+    before = []
+    for size in x.shape[1:3]:
+        total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+        before.append(min((kernel - stride + 1) // 2, total) if kernel > stride else 0)
+
+    def at(r, c):
+        entries = [[x[:, y, z] if 0 <= y < x.shape[1] and 0 <= z < x.shape[2] else torch.zeros_like(x[:, 0, 0])
+                    for z in range(c - before[1], c - before[1] + kernel)]
+                   for y in range(r - before[0], r - before[0] + kernel)]
+        return torch.stack([torch.stack(row, -1) for row in entries], -2).flatten(1)
+
+    return torch.stack([torch.stack([at(r, c) for c in range(0, x.shape[2], stride)], 1)
+                        for r in range(0, x.shape[1], stride)], 1)
+
+
+def tokens_to_token(w, config, pixels):
+    splits = len(config.kernels)
+    x = split_softly(pixels.permute(0, 2, 3, 1), config.kernels[0], config.strides[0])
+    for i in range(splits - 1):
+        at, grid = f"layers.{splits}_{i}.", x.shape[1:3]
+        u = layer_norm(w, x.flatten(1, 2), f"{at}norm.")
+        q, k, v = (u @ w[f"{at}{name}.weight"].T for name in ("query", "key", "value"))
+        if config.mixer == "transformer":
+            weights = (q @ k.mT / math.sqrt(config.token_dim)).softmax(-1)
+        else:
+            features = w[f"{at}random_features"]
+            phi = [torch.exp(y @ features.T - (y**2).sum(-1, keepdim=True) / 2) / math.sqrt(len(features)) for y in (q, k)]
+            weights = phi[0] @ phi[1].mT
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+        y = v + (weights @ v) @ w[f"{at}out.weight"].T
+        z = layer_norm(w, y, f"{at}mlp_norm.")
+        y = y + gelu(z @ w[f"{at}mlp.up.weight"].T) @ w[f"{at}mlp.down.weight"].T
+        x = split_softly(y.unflatten(1, grid), config.kernels[i + 1], config.strides[i + 1])
+    x = x.flatten(1, 2) @ w[f"project.{splits}.weight"].T
+    x = torch.cat([w["token"].expand(len(x), 1, -1), x], 1) if config.class_token else x
+    return x + sines(*x.shape[1:], x) if config.position else x
 
 
 def volumes(config, x):
@@ -290,5 +337,6 @@ REFERENCES = {
     "LinearReducedAttention": linear_reduced_attention,
     "PooledHead": pooled_head,
     "PoolingAttention": pooling_attention_in_place,
+    "TokensToToken": tokens_to_token,
     "TubeEmbedding": tube_embedding,
 }

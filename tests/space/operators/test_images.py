@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bodyplan.evaluators.cost import macs_flop_counter, macs_thop
+from bodyplan.space.operators.tokens_to_token import FeatureTokens
 from bodyplan.testing import built, check_declaration, count_macs
 from operator_examples.images import multiscale_layer, pooling_attention
 
@@ -101,6 +102,40 @@ def test_windows_inside_the_image_are_a_convolution_without_padding(patch, kerne
     assert theirs.shape[1] == config.length
     with torch.device("meta"):
         assert count_macs(config.build(8), torch.empty(1, 3, *config.sides)) == config.macs(8, 0)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "image"), [(4, 4, 12), (7, 4, 12), (3, 2, (8, 6))], ids=str)
+def test_one_soft_split_is_a_patch_embedding(kernel, stride, image):
+    ours = built(bp.TokensToToken(3, image, (kernel,), (stride,), position=None), 8, dtype=torch.float64)
+    patches = bp.PatchEmbedding(stride, 3, image, kernel=kernel, position=False).build(8).double()
+    with torch.no_grad():
+        patches.projection.weight.copy_(ours.project["1"].weight)
+    pixels = torch.randn(2, 3, *bp.TokensToToken(3, image).sides, dtype=torch.float64)
+    torch.testing.assert_close(ours(pixels), patches(pixels), rtol=1e-12, atol=1e-12)
+
+
+def test_random_features_come_near_softmax_attention_the_more_there_are():
+    """In the mean over all that they are multiplied with: positive features have the softmax kernel as their expectation."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 12, 4, dtype=torch.float64) / 4 for _ in range(3))
+    exact = (q @ k.mT).softmax(-1) @ v
+    errors = []
+    for features in (16, 1024, 65536):
+        layer = FeatureTokens(9, 4, features).double()
+        with torch.no_grad():
+            layer.random_features.normal_()
+            errors.append((layer.mixed(q, k, v) - exact).abs().mean().item())
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+
+
+@pytest.mark.parametrize("mixer", ["performer", "transformer"])
+@pytest.mark.parametrize("image", [24, (17, 9)], ids=str)
+def test_soft_splits_cost_what_they_declare(image, mixer):
+    config = bp.TokensToToken(image=image, token_dim=8, mixer=mixer, class_token=True)
+    with torch.device("meta"):
+        pixels = torch.empty(1, 3, *config.sides)
+        assert count_macs(config.build(16), pixels) == config.macs(16, 0)
+        assert config.build(16)(pixels).shape == (1, config.length, 16)
 
 
 # -- PiT ---------------------------------------------------------------------------------------------------------------
@@ -337,6 +372,10 @@ def test_the_mean_is_the_classifiers():
     (bp.TokenPooling(width=100), "the width before must divide width at body[0].mixer: got 64 and 100"),
     (bp.TokenPooling(stride=0), "stride must be a whole number of at least 1 at body[0].mixer: got 0"),
     (bp.TokenPooling(rows=0), "rows must be a whole number of at least 1 at body[0].mixer: got 0; use None for a square"),
+    (bp.TokensToToken(kernels=(7, 3)), "kernels and strides have a number per split at body[0].mixer: got (7, 3) and"),
+    (bp.TokensToToken(kernels=(3, 3, 3)), "kernels must be a whole number of at least 4 at body[0].mixer: got 3"),
+    (bp.TokensToToken(mixer="reformer"), "unknown mixer 'reformer'; did you mean 'performer'?"),
+    (bp.TokensToToken(lift=0), "lift is a positive share of token_dim at body[0].mixer: got 0; use 0.5"),
     (bp.PoolingAttention(kernel=2), "kernel must be odd at body[0].mixer: got 2; use 1 or 3"),
     (bp.PoolingAttention(pool="avg"), "unknown pool 'avg'"),
     (bp.PoolingAttention(frames=0), "frames must be a whole number of at least 1 at body[0].mixer: got 0; use 1"),
