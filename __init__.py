@@ -32,6 +32,7 @@ _HOMES = {
     "PooledMerging": ".space.macros.pooled_merging",
     "TokenPooling": ".space.macros.token_pooling",
     "MultiscaleLayer": ".space.macros.multiscale",
+    "TransformerInTransformer": ".space.macros.nested",
     "NextTransformer": ".space.macros.next_transformer",
     "GhostTransition": ".space.macros.ghost_transition",
     "StreamNorm": ".space.macros.stream_norm",

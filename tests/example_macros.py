@@ -155,6 +155,13 @@ GRID = {
     "pooled queries and a class token": space(
         (bp.MultiscaleLayer(2, stride=bp.choice(1, 2), class_token=True, rows=4), BLOCK),
         **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True)}),
+    "words in sentences": space(bp.TransformerInTransformer(
+        inner=bp.repeat(bp.Block(mixer=bp.choice(bp.Attention(heads=2), bp.DepthwiseConv2d(kernel=3))), bp.integer(1, 2)),
+        outer=bp.repeat(BLOCK, bp.integer(2, 3)), width=bp.choice(24, 32), side=bp.choice(2, 3)),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=24, grid=True)}),
+    "words in sentences behind a class token": space(bp.TransformerInTransformer(
+        inner=bp.repeat(BLOCK, bp.integer(1, 2)), outer=bp.repeat(BLOCK, 2), width=bp.choice(24, 32), side=2, places=(3, 5),
+        class_token=True), **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(24, 40), grid=True, position=False)}),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID

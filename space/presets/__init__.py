@@ -11,7 +11,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
-    cct, pit, t2t       small images, by convolutions; with pooling between stages; tokens of tokens
+    cct, pit, t2t, tnt  small images, by convolutions; with pooling between stages; tokens of tokens; words in patches
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
     mvit                pyramids of attention between pooled tokens, of images and of videos
@@ -57,6 +57,7 @@ from . import (
     squeezeformer,
     swin,
     t2t,
+    tnt,
     transnormer,
     vit,
 )
@@ -64,4 +65,4 @@ from . import (
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
            "metaformer", "mixed_attention", "mvit", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer",
-           "swin", "t2t", "transnormer", "vit"]
+           "swin", "t2t", "tnt", "transnormer", "vit"]

@@ -32,6 +32,7 @@ PUBLISHED = {
     ("cct", "2/3x2"): (0.28e6, 0.02), ("cct", "7/3x1"): (3.76e6, 0.005), ("cct", "14/7x2"): (22.36e6, 0.005),
     ("pit", "ti"): (4.9e6, 0.015), ("pit", "xs"): (10.6e6, 0.005), ("pit", "s"): (23.5e6, 0.005),
     ("pit", "b"): (73.8e6, 0.005),
+    ("tnt", "s"): (23.8e6, 0.005), ("tnt", "b"): (65.6e6, 0.005),
     ("t2t", "7"): (4.3e6, 0.015), ("t2t", "10"): (5.9e6, 0.015), ("t2t", "12"): (6.9e6, 0.015),
     ("t2t", "14"): (21.5e6, 0.005),
     ("t2t", "19"): (39.2e6, 0.005), ("t2t", "24"): (64.1e6, 0.005), ("t2t", "t-14"): (21.5e6, 0.005),
@@ -62,11 +63,13 @@ PUBLISHED = {
 }
 
 # Multiply-adds of one image of 224 pixels (EdgeNeXt: 256), published to 0.1 billion (ViT: as timm counts them).
-SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "cct": None, "pit": None, "mvit": None, "t2t": None}
+SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "cct": None, "pit": None, "mvit": None, "t2t": None,
+         "tnt": None}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
                    ("cct", "7/3x1"): 1.19, ("cct", "14/7x2"): 5.53,
                    ("pit", "ti"): 0.7, ("pit", "xs"): 1.4, ("pit", "s"): 2.9, ("pit", "b"): 12.5,
+                   ("tnt", "s"): 5.2, ("tnt", "b"): 14.1,
                    ("t2t", "14"): 4.8, ("t2t", "19"): 8.5, ("t2t", "24"): 13.8, ("t2t", "t-14"): 6.1, ("t2t", "t-19"): 9.8,
                    ("t2t", "t-24"): 15.0, ("mvit", "b-16"): 7.8, ("mvit", "b-16x4"): 70.5,
                    ("pvt_v2", "b0"): 0.6, ("pvt_v2", "b1"): 2.1, ("pvt_v2", "b2"): 4.0, ("pvt_v2", "b2-li"): 3.9,
