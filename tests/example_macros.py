@@ -162,6 +162,8 @@ GRID = {
     "words in sentences behind a class token": space(bp.TransformerInTransformer(
         inner=bp.repeat(BLOCK, bp.integer(1, 2)), outer=bp.repeat(BLOCK, 2), width=bp.choice(24, 32), side=2, places=(3, 5),
         class_token=True), **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(24, 40), grid=True, position=False)}),
+    "a map of several layers": space(
+        bp.DensePrediction(bp.repeat(BLOCK, bp.integer(3, 4)), width=bp.choice(6, 8), reads=bp.choice(2, 3)), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2)), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID

@@ -6,6 +6,7 @@ sentence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -97,6 +98,7 @@ class TransformerInTransformer(Macro):
     streams: ClassVar[tuple[str, ...]] = ("inner", "outer")
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
+    fixed: ClassVar[Mapping[str, str]] = {"word_rows": "a place in the sentence", "word_columns": "a place in the sentence"}
     proof: ClassVar[str] = "tests/space/test_nested.py"
     source: ClassVar[Source] = Source("Transformer in Transformer", 2021, systems=("S200",))
 

@@ -6,8 +6,10 @@ import math
 
 import torch
 from bodyplan.space.operator import Operator
+from bodyplan.space.operators.compression_stem import CompressionStem
 from bodyplan.space.operators.conv_mlp import ConvMLP
 from bodyplan.space.operators.conv_tokenizer import ConvTokenizer
+from bodyplan.space.operators.dense_head import DenseHead
 from bodyplan.space.operators.linear_reduced import LinearReducedAttention
 from bodyplan.space.operators.pooled_head import PooledHead
 from bodyplan.space.operators.pooling_attention import PoolingAttention
@@ -23,6 +25,11 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (ConvTokenizer(layers=3, between=4, image=(4, 9), channels=1), 8),
         (ConvTokenizer(layers=2, between=4, stride=2, image=11, position="sine"), 8),
         (ConvTokenizer(image=6, kernel=1, channels=2, position=None), 7)],
+    "CompressionStem": [
+        (CompressionStem(image=16, halvings=3, hidden=5, latent=6), 16),
+        (CompressionStem(image=(8, 16), channels=1, halvings=2, hidden=3, latent=4), 8),
+        (CompressionStem(image=16, halvings=3, hidden=4, latent=3), 8)],
+    "DenseHead": [(DenseHead(classes=5, hidden=6), 16), (DenseHead(classes=3, hidden=4, up=2), 8), (DenseHead(classes=1), 8)],
     "LinearReducedAttention": [
         (LinearReducedAttention(heads=4, side=3), 16), (LinearReducedAttention(heads=2, side=2, head_dim=3), 8),
         (LinearReducedAttention(heads=2, side=1), 8)],
@@ -47,6 +54,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 
 # Axes that have one size in every network: operator, axis -> why.
 UNVARIED: dict[str, dict[str, str]] = {
+    "CompressionStem": {f"{way}_of_{side}": f"its convolutions are {side} x {side}"
+                        for way in ("rows", "columns") for side in (3, 5)},
+    "DenseHead": {way: "the convolution is 3 x 3" for way in ("tap_rows", "tap_columns")},
     "PooledHead": {"weight": "a token has one weight"},
     "PoolingAttention": {"tap_frames": "an image has one frame; of videos in test_images.py"},
 }
@@ -297,6 +307,39 @@ def tube_embedding(w, config, video):
     return x.unflatten(1, (-1, video.shape[4] // step[2]))
 
 
+def compression_stem(w, config, pixels):
+    x = pixels.permute(0, 2, 3, 1)
+    for i in range(config.halvings):
+        x = convolved(w[f"convs.{config.halvings}_{i}"], x, 2)
+        if i + 1 < config.halvings:
+            at = f"norms.{config.halvings}_{i}."
+            energy = sum((w[f"{at}gain"][:, j] ** 2) * x[..., j:j + 1] ** 2 for j in range(x.shape[-1]))
+            x = x / torch.sqrt(w[f"{at}offset"] ** 2 + energy)
+    return convolved(w["reshape"], x, 2)
+
+
+def between(x, up):
+    """Bilinear, the corners staying where they are: along rows, then along columns."""
+    for dim in (1, 2):
+        size, found = x.shape[dim], []
+        for r in range(up * size):
+            at = r * (size - 1) / (up * size - 1) if size > 1 else 0.0
+            low = min(int(at), size - 1)
+            high = min(low + 1, size - 1)
+            found.append(x.select(dim, low) * (1 - at + low) + x.select(dim, high) * (at - low))
+        x = torch.stack(found, dim)
+    return x
+
+
+def dense_head(w, config, x):
+    y = as_grid(x)
+    y = convolved(w["conv"], y) if config.hidden else y
+    y = between(y, config.up) if config.up > 1 else y
+    scores = "hidden_scores" if config.hidden else "scores"
+    y = (y.clamp(min=0) if config.hidden else y) @ w[f"{scores}.weight"].T + w[f"{scores}.bias"]
+    return y[:, :, 0] if x.ndim == 3 else y
+
+
 def sines(places, width, like):
     table = [[(math.sin if i % 2 == 0 else math.cos)(p / 10000 ** (2 * (i // 2) / width)) for i in range(width)]
              for p in range(places)]
@@ -332,7 +375,9 @@ def pooled_head(w, config, x):
 
 
 REFERENCES = {
+    "CompressionStem": compression_stem,
     "ConvMLP": conv_mlp,
+    "DenseHead": dense_head,
     "ConvTokenizer": conv_tokenizer,
     "LinearReducedAttention": linear_reduced_attention,
     "PooledHead": pooled_head,

@@ -138,6 +138,24 @@ def test_soft_splits_cost_what_they_declare(image, mixer):
         assert config.build(16)(pixels).shape == (1, config.length, 16)
 
 
+def test_a_compression_stem_has_a_quarter_of_the_tokens_of_16_by_16_patches():
+    assert bp.CompressionStem().length == (7, 7) and bp.PatchEmbedding(16, 3, 224).length == 4 * 49
+    config = bp.CompressionStem(image=(32, 64), hidden=4, latent=6)
+    with torch.device("meta"):
+        pixels = torch.empty(1, 3, 32, 64)
+        assert config.build(8)(pixels).shape == (1, *config.length, 8)
+        assert count_macs(config.build(8), pixels) == config.macs(8, 0)
+
+
+def test_divisive_normalisation_without_gains_divides_by_the_offset():
+    stem = built(bp.CompressionStem(image=8, halvings=2, hidden=4, latent=5), 8, dtype=torch.float64)
+    norm, x = stem.norms["2_0"], grid(4, 5).permute(0, 3, 1, 2)[:, :4]
+    with torch.no_grad():
+        norm.gain.zero_()
+        norm.offset.fill_(2.0)
+    torch.testing.assert_close(norm(x), x / 2, rtol=1e-12, atol=1e-12)
+
+
 # -- PiT ---------------------------------------------------------------------------------------------------------------
 
 def macro_built(config, width, seed=0):
@@ -372,6 +390,8 @@ def test_the_mean_is_the_classifiers():
     (bp.TokenPooling(width=100), "the width before must divide width at body[0].mixer: got 64 and 100"),
     (bp.TokenPooling(stride=0), "stride must be a whole number of at least 1 at body[0].mixer: got 0"),
     (bp.TokenPooling(rows=0), "rows must be a whole number of at least 1 at body[0].mixer: got 0; use None for a square"),
+    (bp.CompressionStem(image=48, halvings=4), "2^(halvings + 1) must divide image at body[0].mixer: got 32 and 48"),
+    (bp.DenseHead(0), "classes must be a whole number of at least 1 at body[0].mixer: got 0; use 1 for one value per place"),
     (bp.TokensToToken(kernels=(7, 3)), "kernels and strides have a number per split at body[0].mixer: got (7, 3) and"),
     (bp.TokensToToken(kernels=(3, 3, 3)), "kernels must be a whole number of at least 4 at body[0].mixer: got 3"),
     (bp.TokensToToken(mixer="reformer"), "unknown mixer 'reformer'; did you mean 'performer'?"),
