@@ -177,6 +177,7 @@ _HOMES = {
     "CrossCovarianceAttention": ".space.operators.cross_covariance",
     "SDTA": ".space.operators.split_depthwise",
     "MultiHeadConv": ".space.operators.multi_head_conv",
+    "LocalValueAttention": ".space.operators.local_value_attention",
     "PoolingAttention": ".space.operators.pooling_attention",
     "PooledAttention": ".space.operators.pooled_attention",
     "RaftMLP": ".space.operators.raft_mlp",

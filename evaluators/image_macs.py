@@ -68,12 +68,25 @@ def _feature_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(2 * _tokens(inputs) * len(module.random_features) * (2 * output.shape[-1] + 1))
 
 
+def _patches(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """Filters of the places, where there are any: once for all images."""
+    return 0.0 if module.position_taps is None else float(9 * module.rows * module.columns * output.shape[-1])
+
+
+def _all_pairs_and_filter(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid, _ = inputs[0].shape
+    tokens = math.prod(grid)
+    return float(batch * tokens * module.query.out_features * (2 * tokens + module.taps[0].numel()))
+
+
 FORMULAS: dict[str, Any] = {
     "FixedGridAttention": _fixed_grid,
     "FilteredGrid": _filtered_grid,
     "FilteredTokens": _filtered_tokens,
     "LightTokens": _light_tokens,
     "FeatureTokens": _feature_tokens,
+    "ImagePatches": _patches,
+    "AttentionAndFilter": _all_pairs_and_filter,
     "PooledVolume": _pooled_volume,
     "PoolingHeads": _pooling_heads,
     "VideoTubes": _tubes,

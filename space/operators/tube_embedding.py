@@ -78,6 +78,11 @@ class TubeEmbedding(Operator):
         return self.frames, height, width
 
     @property
+    def grid(self) -> bool:
+        """Whether what comes out is one."""
+        return not self.class_token
+
+    @property
     def places(self) -> tuple[int, int, int]:
         """(frames, rows, columns) of tokens."""
         frames, height, width = self.sides

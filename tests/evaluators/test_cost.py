@@ -32,6 +32,7 @@ CASES = {
     "window attention": bp.WindowAttention(heads=2, window=8),
     "reduced attention": bp.ReducedAttention(heads=2, reduction=3),
     "attention to a fixed grid": bp.LinearReducedAttention(heads=2, side=3),
+    "attention beside filtered values": bp.LocalValueAttention(heads=4),
     "mlp that filters": bp.ConvMLP(ratio=2),
     "attention that reduces nothing": bp.ReducedAttention(heads=2, reduction=1),
     "conformer convolution": bp.ConformerConv(kernel=7),

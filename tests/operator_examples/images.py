@@ -11,6 +11,7 @@ from bodyplan.space.operators.conv_mlp import ConvMLP
 from bodyplan.space.operators.conv_tokenizer import ConvTokenizer
 from bodyplan.space.operators.dense_head import DenseHead
 from bodyplan.space.operators.linear_reduced import LinearReducedAttention
+from bodyplan.space.operators.local_value_attention import LocalValueAttention
 from bodyplan.space.operators.pooled_head import PooledHead
 from bodyplan.space.operators.pooling_attention import PoolingAttention
 from bodyplan.space.operators.tokens_to_token import TokensToToken
@@ -33,6 +34,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "LinearReducedAttention": [
         (LinearReducedAttention(heads=4, side=3), 16), (LinearReducedAttention(heads=2, side=2, head_dim=3), 8),
         (LinearReducedAttention(heads=2, side=1), 8)],
+    "LocalValueAttention": [
+        (LocalValueAttention(heads=4, kernel=5), 16), (LocalValueAttention(heads=2, head_dim=3), 8)],
     "PooledHead": [
         (PooledHead(classes=10, pool="power", groups=4), 16), (PooledHead(classes=3, pool="power", power=2, eps=1e-3), 8),
         (PooledHead(classes=3, pool="attention"), 8), (PooledHead(classes=5, pool="max"), 16),
@@ -159,6 +162,16 @@ def largest_of_nine(x):
         return torch.stack(found).amax(0)
 
     return torch.stack([torch.stack([at(r, c) for c in range(0, columns, 2)], 1) for r in range(0, rows, 2)], 1)
+
+
+def local_value_attention(w, config, x):
+    grid = as_grid(x)
+    values = grid @ w["value.weight"].T
+    size, near = values.shape[-1] // config.heads, []
+    for h in range(config.heads):
+        near.append(filtered(w["taps"], values[..., h * size:(h + 1) * size]))
+    plain = attention(w, config, grid.flatten(1, 2), grid.flatten(1, 2))
+    return (plain + torch.cat(near, -1).flatten(1, 2) @ w["out.weight"].T).view(x.shape)
 
 
 def split_softly(x, kernel, stride):
@@ -380,6 +393,7 @@ REFERENCES = {
     "DenseHead": dense_head,
     "ConvTokenizer": conv_tokenizer,
     "LinearReducedAttention": linear_reduced_attention,
+    "LocalValueAttention": local_value_attention,
     "PooledHead": pooled_head,
     "PoolingAttention": pooling_attention_in_place,
     "TokensToToken": tokens_to_token,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import bodyplan as bp
 import pytest
 import torch
@@ -154,6 +156,42 @@ def test_divisive_normalisation_without_gains_divides_by_the_offset():
         norm.gain.zero_()
         norm.offset.fill_(2.0)
     torch.testing.assert_close(norm(x), x / 2, rtol=1e-12, atol=1e-12)
+
+
+# -- ResFormer ---------------------------------------------------------------------------------------------------------
+
+def test_values_that_are_not_filtered_leave_attention_over_all_tokens():
+    ours, x = bp.LocalValueAttention(heads=2).build(8).double(), grid(5, 4)
+    plain = built(bp.ReducedAttention(heads=2, reduction=1), 8, dtype=torch.float64)
+    with torch.no_grad():
+        ours.taps.zero_()
+    ours.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+def test_filtered_sines_are_positions_of_every_resolution():
+    """A place is a share of the grid: at twice the resolution every second place has what its own had."""
+    module = built(bp.PatchEmbedding(4, 1, 16, grid=True, position="conv"), 8, dtype=torch.float64)
+    with torch.no_grad():
+        module.position_taps.zero_()
+        module.position_taps[:, 1, 1] = 1.0
+    small, large = (module(torch.zeros(1, 1, side, side, dtype=torch.float64)) for side in (16, 32))
+    assert small.shape == (1, 4, 4, 8) and large.shape == (1, 8, 8, 8)
+    torch.testing.assert_close(large[:, 1::2, 1::2], small, rtol=1e-12, atol=1e-12)
+    rows, columns = small[0, :, 0, :4], small[0, 0, :, 4:]
+    assert torch.equal(rows, columns)
+    wanted = [[f(2 * math.pi * (place + 1) / 4 / 10000 ** (2 * (i // 2) / 4)) for i, f in enumerate(
+        (math.sin, math.cos, math.sin, math.cos))] for place in range(4)]
+    torch.testing.assert_close(rows, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_of_conditioned_positions_costs_what_it_declares_and_runs_at_another_resolution():
+    space = bp.Space(embed=bp.PatchEmbedding(4, 1, 16, grid=True, position="conv"), width=16, norm=bp.LayerNorm(),
+                     body=bp.Block(mixer=bp.LocalValueAttention(heads=2), channel=bp.MLP()), head=bp.ClassifierHead(5))
+    architecture, pixels = space.sample(0), torch.randn(1, 1, 16, 16)
+    assert macs_flop_counter(architecture.build(), pixels) == architecture.cost().macs
+    assert macs_thop(architecture.build(), pixels) == architecture.cost().macs
+    assert architecture.build()(torch.randn(1, 1, 28, 20)).shape == (1, 5)
 
 
 # -- PiT ---------------------------------------------------------------------------------------------------------------
@@ -392,6 +430,8 @@ def test_the_mean_is_the_classifiers():
     (bp.TokenPooling(rows=0), "rows must be a whole number of at least 1 at body[0].mixer: got 0; use None for a square"),
     (bp.CompressionStem(image=48, halvings=4), "2^(halvings + 1) must divide image at body[0].mixer: got 32 and 48"),
     (bp.DenseHead(0), "classes must be a whole number of at least 1 at body[0].mixer: got 0; use 1 for one value per place"),
+    (bp.PatchEmbedding(position="sine"), "position is True, False or 'conv' at body[0].mixer: got 'sine'"),
+    (bp.LocalValueAttention(kernel=2), "kernel must be odd at body[0].mixer: got 2; use 1 or 3"),
     (bp.TokensToToken(kernels=(7, 3)), "kernels and strides have a number per split at body[0].mixer: got (7, 3) and"),
     (bp.TokensToToken(kernels=(3, 3, 3)), "kernels must be a whole number of at least 4 at body[0].mixer: got 3"),
     (bp.TokensToToken(mixer="reformer"), "unknown mixer 'reformer'; did you mean 'performer'?"),
