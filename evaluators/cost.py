@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..registry import Registry
-from . import attention_macs, channel_macs, hybrid_macs, linear_macs
+from . import attention_macs, channel_macs, hybrid_macs, image_macs, linear_macs
 
 __all__ = ["functional_macs", "macs_flop_counter", "macs_thop"]
 
@@ -320,5 +320,5 @@ _FORMULAS: dict[str, Formula] = {
     "LowRank": _low_rank,
 }
 for _name, _formula in {**_FORMULAS, **linear_macs.FORMULAS, **attention_macs.FORMULAS, **hybrid_macs.FORMULAS,
-                        **channel_macs.FORMULAS}.items():
+                        **channel_macs.FORMULAS, **image_macs.FORMULAS}.items():
     functional_macs.register(_name, _formula)

@@ -119,14 +119,13 @@ def bootstrap_median(times: NDArray[np.float64], resamples: int = RESAMPLES) -> 
 
 
 def example_inputs(plan: Any, batch: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Random inputs that fit the plan's embedding: ids (batch, length) or pixels (batch, C, H, W)."""
+    """Random inputs that fit the plan's embedding: ids (batch, length), pixels (batch, C, H, W) or those of videos."""
     generator = torch.Generator().manual_seed(0)
     if hasattr(plan.embed, "vocab"):
         return torch.randint(plan.embed.vocab, (batch, length), generator=generator).to(device)
     if hasattr(plan.embed, "steps"):
         return torch.randn(batch, plan.embed.steps, length, generator=generator).to(device)
-    height, width = plan.embed.sides
-    pixels = torch.randn(batch, plan.embed.channels, height, width, generator=generator)
+    pixels = torch.randn(batch, plan.embed.channels, *plan.embed.sides, generator=generator)
     return pixels.to(device=device, dtype=dtype)
 
 

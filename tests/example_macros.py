@@ -165,6 +165,27 @@ GRID = {
     "a class token among fewer": space((bp.FactoredPositions(7, bp.choice(7, 9)), bp.ClassToken(), bp.Reduced(
         bp.repeat(BOTH_WAYS, 2), bp.choice(bp.PiToMe(0.7, protected=1), bp.ZeroTPrune(0.7, protected=1), bp.FasterVLM(0.5))),
         BOTH_WAYS, bp.Reduce(bp.choice(bp.FirstTokens(), bp.Clusters(3, 2), bp.ToMe(4, protected=1)))), **IMAGES),
+    "pooled tokens": space((BLOCK, bp.TokenPooling(width=bp.choice(None, 48), stride=bp.choice(1, 2, 3)), BLOCK), **IMAGES),
+    "pooled tokens and a class token": space(
+        (BLOCK, bp.TokenPooling(width=bp.choice(None, 48), class_token=True, rows=4), BLOCK,
+         bp.TokenPooling(stride=3, class_token=True, rows=2), BLOCK),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True),
+                    "head": bp.PooledHead(5, pool="class")}),
+    "pooled queries": space((bp.MultiscaleLayer(
+        heads=bp.choice(1, 2), width=bp.choice(None, 24, 32), stride=bp.choice(1, 2), kv_stride=bp.choice(1, 2),
+        kernel=bp.choice(1, 3), pool=bp.choice("conv", "max", "mean"), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "pooled queries and a class token": space(
+        (bp.MultiscaleLayer(2, stride=bp.choice(1, 2), class_token=True, rows=4), BLOCK),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(16, 28), class_token=True)}),
+    "words in sentences": space(bp.TransformerInTransformer(
+        inner=bp.repeat(bp.Block(mixer=bp.choice(bp.Attention(heads=2), bp.DepthwiseConv2d(kernel=3))), bp.integer(1, 2)),
+        outer=bp.repeat(BLOCK, bp.integer(2, 3)), width=bp.choice(24, 32), side=bp.choice(2, 3)),
+        **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=24, grid=True)}),
+    "words in sentences behind a class token": space(bp.TransformerInTransformer(
+        inner=bp.repeat(BLOCK, bp.integer(1, 2)), outer=bp.repeat(BLOCK, 2), width=bp.choice(24, 32), side=2, places=(3, 5),
+        class_token=True), **IMAGES | {"embed": bp.PatchEmbedding(4, 1, image=(24, 40), grid=True, position=False)}),
+    "a map of several layers": space(
+        bp.DensePrediction(bp.repeat(BLOCK, bp.integer(3, 4)), width=bp.choice(6, 8), reads=bp.choice(2, 3)), **IMAGES),
     "u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2), skip=bp.choice("sum", "gated")), **IMAGES),
 }
 ALL = CAUSAL | NOT_CAUSAL | GRID
@@ -189,7 +210,7 @@ def inputs(architecture, length=13):
         return torch.randint(32, (2, length), generator=torch.Generator().manual_seed(0))
     if hasattr(architecture.plan.embed, "steps"):
         return torch.randn(2, architecture.plan.embed.steps, 5, generator=torch.Generator().manual_seed(0))
-    return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 1, *architecture.plan.embed.sides, generator=torch.Generator().manual_seed(0))
 
 
 def varied(space, count=3):

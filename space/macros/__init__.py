@@ -25,5 +25,8 @@
     dense_group         layers that each read the concatenation of all before
     conditioned         layers that read a condition
     class_attention     a class token that reads the patches
+    token_pooling, multiscale   stages of image transformers: pooled tokens, pooled attention
+    nested              layers among words inside layers among sentences
+    dense_prediction    a map of what several layers gave
     stream_norm         a norm on the stream itself
 """

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..axes import Init, Param, axis, param
 from ..operator import Length, Operator, Source
-from .checks import require_whole
+from .checks import require_divisor, require_whole
+from .depthwise_conv2d import filtered, square_taps
 from .layernorm import LayerNorm, LayerNormalisation
 from .spatial import padding
+from .split_depthwise import fourier_places
 
 __all__ = ["FrameEmbedding", "ImagePatches", "PatchEmbedding", "StackedFrames", "TokenEmbedding", "TokenTable"]
 
@@ -62,22 +64,28 @@ class TokenEmbedding(Operator):
 
 
 class ImagePatches(nn.Module):
-    """Square patches, projected, plus a learned vector per place; left to right, top to bottom, or as a grid.
+    """Square patches, projected, plus a vector per place, learned or filtered sines; left to right, top to bottom, or as a
+    grid.
 
-    A kernel above the patch takes in pixels around it, zeros outside the image. A norm follows the projection.
+    A kernel above the patch takes in pixels around it, zeros outside the image where it is padded. A norm follows the
+    projection; a learned class token goes before all.
     """
 
     def __init__(self, patch: int, channels: int, rows: int, columns: int, width: int, position: bool = True,
-                 grid: bool = False, kernel: int | None = None, norm: bool = False):
+                 grid: bool = False, kernel: int | None = None, norm: bool = False, class_token: bool = False,
+                 padded: bool = True, waves: bool = False):
         super().__init__()
         self.patch, self.rows, self.columns, self.grid = patch, rows, columns, grid
-        self.kernel = kernel or patch
+        self.kernel, self.padded = kernel or patch, padded
+        self.token = nn.Parameter(torch.empty(width)) if class_token else None
         self.projection = nn.Linear(channels * self.kernel**2, width, bias=False)
         self.norm = LayerNormalisation(width) if norm else None
         self.position = nn.Parameter(torch.empty(rows, columns, width)) if position else None
+        self.position_taps = nn.Parameter(torch.empty(width, 3, 3)) if waves else None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        if self.kernel > self.patch:
+        sides = pixels_BCHW.shape[2:]
+        if self.padded and self.kernel > self.patch:
             down, across = (padding(size, self.patch, self.kernel) for size in pixels_BCHW.shape[2:])
             pixels_BCHW = F.pad(pixels_BCHW, (*across, *down))
         patches_BPT = F.unfold(pixels_BCHW, self.kernel, stride=self.patch)
@@ -86,7 +94,15 @@ class ImagePatches(nn.Module):
             x_BTD = self.norm(x_BTD)
         if self.position is not None:
             x_BTD = x_BTD + self.position.flatten(0, 1)
-        return x_BTD.view(len(x_BTD), self.rows, self.columns, -1) if self.grid else x_BTD
+        rows, columns = self.rows, self.columns
+        if self.position_taps is not None:                                # at whatever resolution
+            inside = 0 if self.padded else self.kernel - self.patch
+            rows, columns = (-(-(size - inside) // self.patch) for size in sides)
+            places_1HWD = fourier_places(x_BTD.unflatten(1, (rows, columns)), x_BTD.shape[-1] // 2)[None]
+            x_BTD = x_BTD + filtered(places_1HWD, self.position_taps).flatten(1, 2)
+        if self.token is not None:
+            x_BTD = torch.cat([self.token.expand(len(x_BTD), 1, -1), x_BTD], dim=1)
+        return x_BTD.view(len(x_BTD), rows, columns, -1) if self.grid else x_BTD
 
 
 @dataclass(frozen=True)
@@ -94,9 +110,12 @@ class PatchEmbedding(Operator):
     """An Image is Worth 16x16 Words (Dosovitskiy et al., 2020). pixels (B, channels, H, W) to (B, patches, width).
 
     patch: side of the square patches. channels: of the images. image: their side, or (height, width). grid: hand on
-    (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector. kernel: side of
+    (B, rows, columns, width) for operators on grids. position: whether each place has a learned vector; "conv" for one that
+    suits every resolution, filters of 3 x 3 over sines of a place (ResFormer, Tian et al., 2023). kernel: side of
     overlapping windows around the patches, by default the patch; norm: whether a layer norm follows (both: CvT, Wu et
-    al., 2021).
+    al., 2021). padded: whether there are zeros around the image for windows at its edges; False for windows inside it alone
+    (PiT, Heo et al., 2021). class_token: whether a learned token goes before the patches, which `PooledHead(pool="class")`
+    reads; its position is in it.
     """
 
     patch: Any = 4
@@ -106,12 +125,19 @@ class PatchEmbedding(Operator):
     position: Any = True
     kernel: Any = None
     norm: Any = False
+    class_token: Any = False
+    padded: Any = True
     kind: ClassVar[str] = "embedding"
-    fixed: ClassVar[Mapping[str, str]] = {"channels": "a colour of the image"}
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     source: ClassVar[Source] = Source("An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
                                       2020)
+
+    @property
+    def fixed(self) -> Mapping[str, str]:                                             # type: ignore[override]
+        """Colours, and the channels of sines."""
+        return {"channels": "a colour of the image"} | (
+            {"width": "a wave of the position"} if self.position == "conv" else {})
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -119,41 +145,59 @@ class PatchEmbedding(Operator):
         return self.image if isinstance(self.image, tuple) else (self.image, self.image)
 
     @property
+    def places(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        inside = 0 if self.padded else (self.kernel or self.patch) - self.patch
+        rows, columns = ((side - inside) // self.patch for side in self.sides)
+        return rows, columns
+
+    @property
     def length(self) -> Length:
-        """Patches of an image, or (rows, columns) of a grid of them: what costs are counted for."""
-        rows, columns = (side // self.patch for side in self.sides)
-        return (rows, columns) if self.grid else rows * columns
+        """Tokens of an image, or (rows, columns) of a grid of them: what costs are counted for."""
+        rows, columns = self.places
+        return (rows, columns) if self.grid else rows * columns + bool(self.class_token)
 
     def check(self, width: int, where: str) -> None:
         require_whole("patch", self.patch, where)
         require_whole("channels", self.channels, where, instead="use 1 for grey and 3 for colour")
+        if self.kernel is not None:
+            require_whole("kernel", self.kernel, where, low=self.patch, instead="use None for patches that do not overlap")
+        if self.position == "conv":
+            require_divisor("4", 4, "width", width, where)
+        elif self.position not in (True, False):
+            raise ValueError(f"position is True, False or 'conv' at {where}: got {self.position!r}")
+        if self.grid and self.class_token:
+            raise ValueError(f"a class token has no place on a grid at {where}: got grid=True and class_token=True; leave "
+                             "grid out")
         for side in self.sides:
             require_whole("image", side, where, instead="give a side in pixels, or (height, width)")
-            if side % self.patch:
+            if not self.padded and (side < (self.kernel or 0) or (side - (self.kernel or 0)) % self.patch):
+                raise ValueError(f"windows inside the image fill it at {where}: got kernel={self.kernel}, patch={self.patch}"
+                                 f" for {side} pixels; patch must divide what is left of the image beside one window")
+            if self.padded and side % self.patch:
                 good = [p for p in range(1, side + 1) if all(s % p == 0 for s in self.sides)]
                 raise ValueError(f"patch must divide image at {where}: got {self.patch} and {self.image}; "
                                  f"use one of {', '.join(map(str, good))}")
-        if self.kernel is not None:
-            require_whole("kernel", self.kernel, where, low=self.patch, instead="use None for patches that do not overlap")
 
     def axes(self, width: int) -> dict[str, Param]:
-        d, (height, wide), kernel = axis("width", width), self.sides, self.kernel or self.patch
+        d, kernel = axis("width", width), self.kernel or self.patch
         down, across = axis("patch_rows", kernel, "centre"), axis("patch_columns", kernel, "centre")
-        rows, columns = (axis(name, side // self.patch, "spread") for name, side in (("rows", height), ("columns", wide)))
+        rows, columns = (axis(name, size, "spread") for name, size in zip(("rows", "columns"), self.places, strict=True))
+        token = {"token": param(d, init=Init("normal", gain=0.02))} if self.class_token else {}
         table = {"position": param(rows, columns, d, init=Init("normal", gain=0.02))} if self.position else {}
+        table = {"position_taps": square_taps(d, 3)} if self.position == "conv" else table
         norm = {f"norm.{name}": part for name, part in LayerNorm().axes(width).items()} if self.norm else {}
-        return {**table, **norm, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
+        return {**token, **table, **norm, "projection.weight": param(d, axis("channels", self.channels) * down * across)}
 
     def build(self, width: int) -> nn.Module:
-        height, wide = self.sides
-        return ImagePatches(self.patch, self.channels, height // self.patch, wide // self.patch, width,
-                            bool(self.position), bool(self.grid), self.kernel, bool(self.norm))
+        return ImagePatches(self.patch, self.channels, *self.places, width, bool(self.position) and self.position != "conv",
+                            bool(self.grid), self.kernel, bool(self.norm), bool(self.class_token), bool(self.padded),
+                            self.position == "conv")
 
     def macs(self, width: int, length: int) -> float:
-        """The projection of every patch of one image, whatever `length` says."""
-        height, wide = self.sides
-        kernel = self.kernel or self.patch
-        return float(self.channels * (height // self.patch) * (wide // self.patch) * kernel**2 * width)
+        """The projection of every patch of one image, and filters of its places, whatever `length` says."""
+        per_place = self.channels * (self.kernel or self.patch) ** 2 + (9 if self.position == "conv" else 0)
+        return float(math.prod(self.places) * per_place * width)
 
     def decode_macs(self, width: int, length: int) -> float:
         return 0.0

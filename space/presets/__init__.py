@@ -11,8 +11,11 @@ trains on a laptop. What a family here leaves out of the original is said in its
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
     vit, autoformer     images as sequences of patches
+    cct, pit, t2t, tnt  small images, by convolutions; with pooling between stages; tokens of tokens; words in patches
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
+    mvit                pyramids of attention between pooled tokens, of images and of videos
+    pvt_v2              that with overlapping patches and feed-forward layers that filter
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
     iformer, edgenext, nextvit, ascan       pyramids of convolutions and attention: side by side, then, in turn, by stage
@@ -28,6 +31,7 @@ from . import (
     autoformer,
     based,
     brainformer,
+    cct,
     conformer,
     convnext,
     cvt,
@@ -44,15 +48,21 @@ from . import (
     masformer,
     metaformer,
     mixed_attention,
+    mvit,
     nextvit,
+    pit,
     pvt,
+    pvt_v2,
     raftmlp,
     squeezeformer,
     swin,
+    t2t,
+    tnt,
     transnormer,
     vit,
 )
 
-__all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
+__all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]
+           "metaformer", "mixed_attention", "mvit", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer",
+           "swin", "t2t", "tnt", "transnormer", "vit"]

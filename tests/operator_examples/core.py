@@ -98,7 +98,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "PatchEmbedding": [(bp.PatchEmbedding(patch=4, channels=3, image=(16, 24)), 32),
                        (bp.PatchEmbedding(patch=2, channels=1, image=6, grid=True), 16),
                        (bp.PatchEmbedding(patch=8, channels=1, image=8, position=False), 16),
-                       (bp.PatchEmbedding(patch=4, channels=3, image=(8, 12), kernel=7, norm=True), 16)],
+                       (bp.PatchEmbedding(patch=4, channels=3, image=(8, 12), kernel=7, norm=True), 16),
+                       (bp.PatchEmbedding(patch=2, channels=1, image=(8, 10), kernel=4, padded=False, class_token=True), 16),
+                       (bp.PatchEmbedding(patch=2, channels=1, image=(4, 6), position="conv"), 16)],
     "LanguageHead": [(bp.LanguageHead(tied=False, vocab=11), 32), (bp.LanguageHead(tied=False, vocab=7), 16),
                      (bp.LanguageHead(tied=True), 16)],
     "ClassifierHead": [(bp.ClassifierHead(classes=10), 32), (bp.ClassifierHead(classes=3), 16),
@@ -110,6 +112,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
 UNVARIED: dict[str, dict[str, str]] = {
     "MLP": {"constant": "a polynomial has one constant term"},
     "Hyena": {"time": "one positional feature is the distance itself"},
+    "PatchEmbedding": {way: "positions are filtered by 3 x 3" for way in ("tap_rows", "tap_columns")},
     "Custom": {"copies1": "Doubled packs two copies", "copies0": "Doubled packs two copies"},
 }
 

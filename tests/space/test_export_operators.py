@@ -66,6 +66,19 @@ NESTED = {
     "shared keys on a grid": (IMAGE, bp.Stack((layer(), bp.Block(mixer=bp.DepthwiseConv2d(kernel=3)), layer()),
                                               bp.CrossLayerKV()), bp.Once()),
     "a cell on a grid": (IMAGE, bp.Cell(edges=(bp.Conv2d(kernel=3), bp.Identity(), bp.MLP(ratio=1))), bp.Once()),
+    "tokens of tokens pooled by attention": (
+        {"embed": bp.TokensToToken(1, 20, (3, 3), (2, 2), token_dim=8), "head": bp.PooledHead(5, pool="attention")},
+        layer(bidirectional=True), bp.Once()),
+    "a compressed image pooled by powers": (
+        {"embed": bp.CompressionStem(1, 16, 2, hidden=6, latent=8), "head": bp.PooledHead(5, pool="power", groups=4)},
+        layer(bidirectional=True), bp.Once()),
+    "a video": ({"embed": bp.TubeEmbedding(channels=1, image=16, frames=4, tube_kernel=3),
+                 "head": bp.PooledHead(5, pool="max")},
+                (bp.MultiscaleLayer(2, stride=2, frames=2, width=24), layer(bidirectional=True)), bp.Once()),
+    "filtered positions and scores of places": (
+        {"embed": bp.PatchEmbedding(4, 1, 16, grid=True, position="conv"), "head": bp.DenseHead(3, hidden=4, up=2)},
+        bp.DensePrediction((layer(bidirectional=True), bp.Block(mixer=bp.LocalValueAttention(heads=2))), width=6, reads=2),
+        bp.Once()),
     "branches on a grid": (IMAGE, bp.Block(
         mixer=bp.Parallel(branches=(bp.Pooling(), bp.Attention(heads=2)), merge="gated"),
         channel=bp.Parallel(branches=(bp.Pooling(), bp.Conv2d(kernel=3)))), bp.Once()),
