@@ -496,3 +496,32 @@ def test_magneto_starts_its_matrices_larger_the_deeper_it_is():
     assert alone == pytest.approx(math.sqrt(math.log(18)))
     both = bp.magneto(architecture((layer,) * 4), decoder_layers=6).init["layers.0.mixer.op.out.weight"]
     assert both == pytest.approx(math.sqrt(math.log(18) * math.log(8) / 3))
+
+
+def test_magneto_tells_the_encoder_from_the_decoder_that_reads_it():
+    layer = bp.Block(mixer=bp.Attention(heads=2, sub_norm=True), channel=bp.MLP(ratio=1, sub_norm=True))
+    reader = (bp.Block(mixer=bp.Attention(heads=2, sub_norm=True)),
+              bp.Block(mixer=bp.CrossAttention(heads=2), channel=bp.MLP(ratio=1, sub_norm=True)))
+    init = bp.magneto(architecture(bp.EncoderDecoder((layer,) * 4, reader * 6))).init
+    own = {name: init[f"layers.0.{name}"] for name in (
+        "encoder.layers.3.mixer.op.value.weight", "encoder.layers.0.channel.op.up.weight",
+        "decoder.layers.0.mixer.op.out.weight", "decoder.layers.11.channel.op.down.weight")}
+    encoder, decoder = math.sqrt(math.log(18) * math.log(8) / 3), math.sqrt(math.log(18))
+    assert list(own.values()) == pytest.approx([encoder, encoder, decoder, decoder])
+    assert not any("query" in name or "decoder.layers.1.mixer" in name for name in init)
+    alone = bp.magneto(architecture((layer,) * 4), decoder_layers=6).init["layers.0.mixer.op.value.weight"]
+    assert alone == pytest.approx(encoder)
+    with pytest.raises(ValueError, match="holds both"):
+        bp.magneto(architecture(bp.EncoderDecoder((layer,), reader)), encoder_layers=3)
+
+
+def test_behind_a_sub_norm_the_size_of_values_does_not_matter_and_that_of_outputs_does():
+    """What the paper's bound rests on: gamma reaches the stream through the last matrix alone."""
+    layer = bp.Block(mixer=bp.Attention(heads=2, sub_norm=True), channel=bp.MLP(ratio=1, sub_norm=True))
+    sublayer, x = bp.magneto(architecture((layer,) * 16)).build(1).double().layers[0].mixer, drawn(1, 5, 16)
+    sublayer.op.value.weight.data.mul_(1e3)                  # so that the epsilon of the norm does not matter
+    before = sublayer.branch(x)
+    sublayer.op.value.weight.data.mul_(1e3)
+    torch.testing.assert_close(sublayer.branch(x), before)
+    sublayer.op.out.weight.data.mul_(2)
+    torch.testing.assert_close(sublayer.branch(x), 2 * before)
