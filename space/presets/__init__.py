@@ -10,6 +10,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     brainformer         non-uniform blocks, repeated
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
+    wide_attention      the same heads in many narrow layers or in a wide one
     vit, autoformer     images as sequences of patches
     metaformer          pyramids with any token mixer; PoolFormer
     swin, pvt, convnext pyramids of windows, of reduced attention, of convolutions
@@ -51,8 +52,9 @@ from . import (
     swin,
     transnormer,
     vit,
+    wide_attention,
 )
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit"]
+           "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "squeezeformer", "swin", "transnormer", "vit", "wide_attention"]

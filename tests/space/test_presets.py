@@ -193,6 +193,26 @@ def test_ghostnetv2_has_gates_in_all_but_its_first_two_bottlenecks():
     assert gates == [None, None] + [5] * 14
 
 
+def test_wide_attention_slides_the_aspect_at_the_same_heads_and_saves_feed_forward_layers():
+    wide_attention = bp.presets.wide_attention
+    found = {name: wide_attention.fixed(name) for name in ("deep", "middle", "wide")}
+    heads = {name: [op.heads for _, op in a.modules if isinstance(op, bp.Attention)] for name, a in found.items()}
+    assert heads == {"deep": [8] * 6, "middle": [24] * 2, "wide": [48]}
+    inner = {name: sum(p.numel for key, p in a.parameters.items() if ".mixer.op." in key) for name, a in found.items()}
+    assert set(inner.values()) == {4 * 512 * 48 * 64}
+    total = {name: a.cost(1000).parameters for name, a in found.items()}
+    assert total["deep"] - total["wide"] == 5 * (8 * 512**2 + 2 * 2 * 512)                 # 5 MLPs, and norms of 5 blocks
+    assert wide_attention.space().size() == 3 * 6
+
+
+@pytest.mark.parametrize("mechanism", bp.presets.wide_attention.MECHANISMS)
+def test_wide_attention_serves_every_mechanism(mechanism):
+    space = bp.presets.wide_attention.space(mechanisms=(mechanism,), total_heads=4)
+    ids = torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(0))
+    for genome in space.enumerate():
+        assert space.architecture(genome).build(seed=0)(ids).isfinite().all()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_tiny_member_learns_and_costs_what_it_declares(name):
     architecture = preset(name).fixed("tiny")
