@@ -128,6 +128,9 @@ GRID = {
                                                       activation=bp.choice(None, "relu")), BLOCK), **IMAGES),
     "attention beside convolutions": space((BLOCK, bp.NextTransformer(
         width=bp.choice(32, 40), head_dim=8, reduction=bp.choice(1, 2), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "bottlenecks between stages": space((BLOCK, bp.InvertedMerging(
+        width=bp.choice(None, 32), stride=bp.choice(1, 2), kernel=bp.choice(3, 5), expand=bp.choice(1, 2),
+        of=bp.choice("in", "out"), squeeze=bp.choice(None, 4), activation=bp.choice("relu", "gelu")), BLOCK), **IMAGES),
     "ghosts": space((BLOCK, bp.GhostTransition(width=bp.choice(None, 32), stride=bp.choice(1, 2), gate=bp.choice(None, 3, 5),
                                                squeeze=bp.choice(False, True)), BLOCK), **IMAGES),
     "a separable u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2), width=bp.choice(None, 24),

@@ -70,7 +70,7 @@ def space(vocab: int = 256, classes: int = 2, total_heads: int = 12, head_dim: i
     """One decision, the aspect ratio, for each of the mechanisms: names of `MECHANISMS`, or functions by a name."""
     named = mechanisms if isinstance(mechanisms, Mapping) else {name: at_size(MECHANISMS, name) for name in mechanisms}
     return Space(embed=TokenEmbedding(vocab), width=width, head=ClassifierHead(classes), norm=LayerNorm(), body=choice(
-        *[layers(number, total_heads, head_dim, mechanism) for mechanism in named.values() for number in aspects(total_heads)]))
+        *[layers(number, total_heads, head_dim, make) for make in named.values() for number in aspects(total_heads)]))
 
 
 def fixed(size: str = "tiny", mechanism: str = "softmax") -> Architecture:

@@ -87,8 +87,8 @@ def magneto(architecture: Architecture, encoder_layers: int | None = None, decod
     pairs = [place.name for place in architecture.placed if isinstance(place.operator, EncoderDecoder)]
     if encoder_layers is not None and decoder_layers is not None or pairs and (encoder_layers or decoder_layers):
         raise ValueError("an architecture is the encoder, the decoder or holds both: got encoder_layers="
-                         f"{encoder_layers} and decoder_layers={decoder_layers} for {len(pairs)} EncoderDecoder; name at most "
-                         "the one that is missing")
+                         f"{encoder_layers} and decoder_layers={decoder_layers} for {len(pairs)} EncoderDecoder; name at "
+                         "most the one that is missing")
     if not pairs:
         gamma = _gamma(_depth(architecture, ""), encoder_layers, decoder_layers)
         return _larger(architecture, {"": gamma})
