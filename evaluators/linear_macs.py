@@ -114,6 +114,12 @@ def _sequence(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * length * (up.numel() // down.shape[0] + down[0].numel()))
 
 
+def _hidden_states(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The filters of B, C and dt, writing to the states and reading from them."""
+    batch, length = _sizes(inputs)
+    return float(batch * length * (module.taps.numel() + 2 * module.taps.shape[0] // 3 * inputs[0].shape[-1]))
+
+
 FORMULAS = {
     "FeatureAttention": _features,
     "BidirectionalFeatureAttention": _features_both_ways,
@@ -129,4 +135,6 @@ FORMULAS = {
     "EstimatedAttention": _estimated,
     "SequenceFeedForward": _sequence,
     "HeadFeedForwards": _sequence,
+    "HiddenStateMixing": _hidden_states,
+    "ToldStates": _hidden_states,
 }

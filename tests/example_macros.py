@@ -128,6 +128,12 @@ GRID = {
                                                       activation=bp.choice(None, "relu")), BLOCK), **IMAGES),
     "attention beside convolutions": space((BLOCK, bp.NextTransformer(
         width=bp.choice(32, 40), head_dim=8, reduction=bp.choice(1, 2), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "states of every stage": space(bp.StateFusion(
+        (BLOCK, bp.Block(mixer=bp.HiddenStateMixer(state=bp.choice(3, 5), tells=True))),
+        (bp.InvertedMerging(width=bp.choice(None, 24)), bp.Block(
+            mixer=bp.HiddenStateMixer(state=3, tells=True), join=bp.Blend())),
+        (bp.Stack((BLOCK, bp.Block(mixer=bp.HiddenStateMixer(state=2, tells=True)))), bp.StreamNorm(bp.LayerNorm()))),
+        norm=bp.NoNorm(), **IMAGES),
     "bottlenecks between stages": space((BLOCK, bp.InvertedMerging(
         width=bp.choice(None, 32), stride=bp.choice(1, 2), kernel=bp.choice(3, 5), expand=bp.choice(1, 2),
         of=bp.choice("in", "out"), squeeze=bp.choice(None, 4), activation=bp.choice("relu", "gelu")), BLOCK), **IMAGES),

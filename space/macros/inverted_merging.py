@@ -58,8 +58,8 @@ class InvertedMerging(Merging):
     between stages, which SHViT, EfficientViM and, without the weights of channels, FcaFormer have as well.
 
     An item of a body. expand: hidden channels over the width that comes "in" or goes "out" (`of`). kernel: side of the
-    filters, odd. squeeze: hidden channels over those that their weights are computed from, rounded to a multiple of 8; None for no
-    weights. activation: "relu" or "gelu", between; the weights have a ReLU inside.
+    filters, odd. squeeze: hidden channels over those that their weights are computed from, rounded to a multiple of 8;
+    None for no weights. activation: "relu" or "gelu", between; the weights have a ReLU inside.
     """
 
     width: Any = None

@@ -50,11 +50,13 @@ PUBLISHED = {
     ("ghostnetv2", "1x"): (6.1e6, 0.01), ("ghostnetv2", "1.3x"): (8.9e6, 0.01), ("ghostnetv2", "1.6x"): (12.3e6, 0.01),
     ("shvit", "s1"): (6.3e6, 0.01), ("shvit", "s2"): (11.4e6, 0.01), ("shvit", "s3"): (14.2e6, 0.01),
     ("shvit", "s4"): (16.5e6, 0.01),
+    ("efficientvim", "m1"): (6.7e6, 0.005), ("efficientvim", "m2"): (13.9e6, 0.005),
+    ("efficientvim", "m3"): (16.6e6, 0.005), ("efficientvim", "m4"): (19.6e6, 0.005),
     ("raftmlp", "s"): (9.9e6, 0.03), ("raftmlp", "m"): (21.4e6, 0.03), ("raftmlp", "l"): (36.2e6, 0.03),
 }
 
 # Multiply-adds of one image of 224 pixels (EdgeNeXt: 256), published to 0.1 billion (ViT: as timm counts them).
-SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "shvit": 14}
+SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "shvit": 14, "efficientvim": 14}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
                    ("metaformer", "s12"): 1.8, ("metaformer", "m36"): 8.8,
@@ -63,6 +65,7 @@ PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5,
                    ("iformer", "s"): 4.8, ("iformer", "b"): 9.4, ("iformer", "l"): 14.0,
                    ("edgenext", "xxs"): 0.26, ("edgenext", "xs"): 0.54, ("edgenext", "s"): 1.26, ("edgenext", "b"): 3.84,
                    ("ghostnetv2", "1x"): 0.167, ("ghostnetv2", "1.3x"): 0.269, ("ghostnetv2", "1.6x"): 0.399,
+                   ("efficientvim", "m1"): 0.239, ("efficientvim", "m2"): 0.355, ("efficientvim", "m3"): 0.656,
                    ("shvit", "s1"): 0.241, ("shvit", "s2"): 0.366, ("shvit", "s3"): 0.601}
 
 
