@@ -53,6 +53,7 @@ _HOMES = {
     "Residual DenseAverage ValueResidual CrossLayerKV LayerMemory HyperConnections Ladder Reversible PersistentSelection":
         ".space.macros.residual",
     "DeepCrossAttention PathEnsemble": ".space.macros.residual_history",
+    "FeatureAverage": ".space.macros.residual_average",
     "DualStream": ".space.macros.residual_streams",
     "GroupFusion": ".space.macros.residual_groups",
     "DeepNorm DeepScale NormScaling DepthScale": ".space.macros.residual_depth",

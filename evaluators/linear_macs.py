@@ -120,6 +120,12 @@ def _hidden_states(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * length * (module.taps.numel() + 2 * module.taps.shape[0] // 3 * inputs[0].shape[-1]))
 
 
+def _selective(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The filter of a scan; a first one is called by its `step`, so it is no module of its own here."""
+    taps = module.ssm.taps if hasattr(module, "ssm") else module.taps
+    return 0.0 if taps is None else float(math.prod(_sizes(inputs)) * taps.numel())
+
+
 FORMULAS = {
     "FeatureAttention": _features,
     "BidirectionalFeatureAttention": _features_both_ways,
@@ -135,6 +141,8 @@ FORMULAS = {
     "EstimatedAttention": _estimated,
     "SequenceFeedForward": _sequence,
     "HeadFeedForwards": _sequence,
+    "SelectiveStateSpace": _selective,
+    "SelectiveSSM": _selective,
     "HiddenStateMixing": _hidden_states,
     "ToldStates": _hidden_states,
 }

@@ -51,6 +51,7 @@ CAUSAL = {
     "dilated dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(3, 5)), bp.choice(bp.DenseAverage(dilation=2),
                                                                               bp.DenseAverage(2, period=2)))),
     "deep cross": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.DeepCrossAttention(bp.choice(1, 2, None)))),
+    "averaged features": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.FeatureAverage())),
     "ensemble": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.PathEnsemble(bp.choice(True, False)))),
     "dual": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DualStream(bp.choice("both", "token"),
                                                                              bp.choice("both", "token", "context")))),

@@ -202,7 +202,7 @@ def test_depth_scale_divides_branches_by_the_root_of_their_number():
 # -- what earlier layers gave ------------------------------------------------------------------------------------------
 
 STARTS = [bp.DenseAverage(), bp.DenseAverage(dilation=2), bp.DenseAverage(dilation=3, period=2), bp.DeepCrossAttention(),
-          bp.DeepCrossAttention(keep_last=1), bp.PathEnsemble(), bp.PathEnsemble(per_channel=False),
+          bp.DeepCrossAttention(keep_last=1), bp.PathEnsemble(), bp.PathEnsemble(per_channel=False), bp.FeatureAverage(),
           bp.DualStream(channel_reads="both")]
 
 
@@ -246,6 +246,19 @@ def test_deep_cross_attention_weighs_every_earlier_output_per_channel_and_token(
             outputs.append(units[k].branch(read))
     assert row == len(stack.bias)
     torch.testing.assert_close(ours, read)
+
+
+def test_an_average_of_features_weighs_what_every_token_and_channel_mixer_gave():
+    block = bp.Block(mixer=bp.Mamba(state=2), channel=bp.SelectiveChannelMixer(size=4, state=2))
+    model = shaken(architecture(Stack((block,) * 3, bp.FeatureAverage())).build(2)).double()
+    stack, x = model.layers[0], drawn(2, 7, 16)
+    weights, given = list(stack.weights), [x]
+    for layer in stack.layers:
+        for mixer in (layer.mixer, layer.channel):
+            row = [weights.pop(0) for _ in given]
+            given.append(mixer.op(mixer.norm(sum(w * g for w, g in zip(row, given, strict=True)))))
+    assert len(weights) == len(given) == 7
+    torch.testing.assert_close(stack(x), sum(w * g for w, g in zip(weights, given, strict=True)))
 
 
 def test_an_ensemble_with_one_path_left_gives_that_path():
