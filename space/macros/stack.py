@@ -49,8 +49,9 @@ class Stack(Macro):
     layers: blocks and macros that keep the width and the length. residual: `Residual()`, `DenseAverage()`,
     `ValueResidual()`, `CrossLayerKV(every)`, `LayerMemory()`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`,
     `PathEnsemble()`, `FeatureAverage()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`,
-    `NormScaling()`, `DepthScale()`, `Reversible()`, `PersistentSelection(dense)` or a choice of them. Where a topology has units, these are the sublayers of
-    plain blocks; a macro, or a block with a placement or a join of its own, is one unit, whose change of the stream counts.
+    `NormScaling()`, `DepthScale()`, `Reversible()`, `PersistentSelection(dense)` or a choice of them. Where a topology has
+    units, these are the sublayers of plain blocks; a macro, or a block with a placement or a join of its own, is one unit,
+    whose change of the stream counts.
     """
 
     layers: Any
