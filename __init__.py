@@ -80,6 +80,7 @@ _HOMES = {
     "Aaren": ".space.operators.aaren",
     "KeyValueAttention": ".space.operators.key_value_attention",
     "NPRF": ".space.operators.nprf",
+    "SimplifiedLinearAttention": ".space.operators.simplified_linear_attention",
     "AgentAttention": ".space.operators.agent_attention",
     "SuperTokenAttention": ".space.operators.super_token",
     "EcoFormer": ".space.operators.hash_attention",

@@ -120,6 +120,15 @@ def _hidden_states(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * length * (module.taps.numel() + 2 * module.taps.shape[0] // 3 * inputs[0].shape[-1]))
 
 
+def _relu_windows(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid, _ = inputs[0].shape
+    rows, columns = (*grid, 1) if len(grid) == 1 else grid
+    down, across = (size if module.window is None else -(-size // min(module.window, size)) * min(module.window, size)
+                    for size in (rows, columns))
+    size, kernel = module.taps.shape[:2]
+    return float(batch * down * across * module.heads * size * (2 * size + kernel**2))
+
+
 def _selective(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """The filter of a scan; a first one is called by its `step`, so it is no module of its own here."""
     taps = module.ssm.taps if hasattr(module, "ssm") else module.taps
@@ -142,6 +151,7 @@ FORMULAS = {
     "SequenceFeedForward": _sequence,
     "HeadFeedForwards": _sequence,
     "SelectiveStateSpace": _selective,
+    "ReluAttention": _relu_windows,
     "SelectiveSSM": _selective,
     "HiddenStateMixing": _hidden_states,
     "ToldStates": _hidden_states,

@@ -10,6 +10,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     brainformer         non-uniform blocks, repeated
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
+    slab                linear attention under norms that turn into batch norms
     mambamixer          state spaces along tokens and along channels, over averages of all before
     wide_attention      the same heads in many narrow layers or in a wide one
     vit, autoformer     images as sequences of patches
@@ -53,6 +54,7 @@ from . import (
     pvt,
     raftmlp,
     shvit,
+    slab,
     squeezeformer,
     swin,
     transnormer,
@@ -62,5 +64,5 @@ from . import (
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "efficientvim", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid",
-           "mambamixer", "masformer", "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "shvit",
+           "mambamixer", "masformer", "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "shvit", "slab",
            "squeezeformer", "swin", "transnormer", "vit", "wide_attention"]

@@ -199,6 +199,14 @@ def test_ghostnetv2_has_gates_in_all_but_its_first_two_bottlenecks():
     assert gates == [None, None] + [5] * 14
 
 
+@pytest.mark.parametrize(("size", "width"), [("deit_t", 192), ("deit_s", 384)])
+def test_slab_adds_places_and_a_filter_per_layer_to_the_transformer_it_is_made_of(size, width):
+    """Against ViT of the same size: a table of 14 x 14 places, 25 taps and a bias for 64 entries; norms of two kinds."""
+    slab, plain = bp.presets.slab.fixed(size), bp.presets.vit.fixed({"deit_t": "ti", "deit_s": "s"}[size])
+    more = 12 * (14 * 14 * width + 64 * 26) + 25 * (2 * width + 1)
+    assert slab.cost().parameters - plain.cost().parameters == more
+
+
 def test_wide_attention_slides_the_aspect_at_the_same_heads_and_saves_feed_forward_layers():
     wide_attention = bp.presets.wide_attention
     found = {name: wide_attention.fixed(name) for name in ("deep", "middle", "wide")}

@@ -394,6 +394,21 @@ def test_a_network_whose_annealing_is_over_folds_into_scales_and_shifts():
     torch.testing.assert_close(alone, linear.double()(norm.double()(x)), rtol=1e-5, atol=1e-6)
 
 
+def test_a_network_of_linear_attention_keeps_its_scores_when_its_norms_are_folded():
+    layer = bp.presets.slab.layer(2, 4, 7)
+    model = bp.Space(embed=bp.PatchEmbedding(4, 1, 28, grid=True, position=True), width=16, body=(layer,) * 2,
+                     head=bp.ClassifierHead(3), norm=bp.PRepBN(4)).sample(0).build(0)
+    pixels = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(pixels).square().mean().backward()
+        optimizer.step()
+    ours = bp.folded(model.eval())
+    torch.testing.assert_close(ours(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+    assert {type(op).__name__ for _, op in ours.architecture.modules if op.kind == "norm"} == {"Affine"}
+
+
 @pytest.mark.parametrize(("convert", "model", "words"), [
     (bp.folded, lambda: trained(bp.PRepBN(steps=40), steps=2), "its annealing is over"),
     (bp.recentred, lambda: trained(bp.RMSNorm(), steps=1), "has layer norms everywhere"),
