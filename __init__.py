@@ -163,6 +163,7 @@ _HOMES = {
     "DilatedFSMN": ".space.operators.dilated_memory",
     "Activator": ".space.operators.activator",
     "LayerMixAttention SkipAttention": ".space.operators.layer_memory",
+    "FcaAttention TokenEnhancement": ".space.operators.fca",
     "ForwardCrossAttention": ".space.operators.forward_cross_attention",
     "PointerHead": ".space.operators.pointer_head",
     "SplitAttention": ".space.operators.split_attention",

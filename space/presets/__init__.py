@@ -19,6 +19,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
     iformer, edgenext, nextvit, ascan       pyramids of convolutions and attention: side by side, then, in turn, by stage
+    fcaformer           convolutions, then attention that reads merged tokens of all layers before
     shvit, efficientvim grids that start coarse: one head over some of the channels; states that are gated, not tokens
     ghostnetv2, raftmlp pyramids of ghost features behind gates, of token MLPs along rows and columns
     conformer, squeezeformer, lighthubert   speech
@@ -38,6 +39,7 @@ from . import (
     dinat,
     edgenext,
     efficientvim,
+    fcaformer,
     ghostnetv2,
     gpt,
     halonet,
@@ -63,6 +65,6 @@ from . import (
 )
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "conformer", "convnext", "cvt", "dinat", "edgenext",
-           "efficientvim", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid",
-           "mambamixer", "masformer", "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp", "shvit", "slab",
-           "squeezeformer", "swin", "transnormer", "vit", "wide_attention"]
+           "efficientvim", "fcaformer", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama",
+           "mamba2_hybrid", "mambamixer", "masformer", "metaformer", "mixed_attention", "nextvit", "pvt", "raftmlp",
+           "shvit", "slab", "squeezeformer", "swin", "transnormer", "vit", "wide_attention"]

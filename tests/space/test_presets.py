@@ -52,6 +52,8 @@ PUBLISHED = {
     ("shvit", "s4"): (16.5e6, 0.01),
     ("efficientvim", "m1"): (6.7e6, 0.005), ("efficientvim", "m2"): (13.9e6, 0.005),
     ("efficientvim", "m3"): (16.6e6, 0.005), ("efficientvim", "m4"): (19.6e6, 0.005),
+    ("fcaformer", "l1"): (6.2e6, 0.01), ("fcaformer", "l2"): (16.3e6, 0.01), ("fcaformer", "l3"): (27.9e6, 0.01),
+    ("fcaformer", "l4"): (65.6e6, 0.01),
     ("raftmlp", "s"): (9.9e6, 0.03), ("raftmlp", "m"): (21.4e6, 0.03), ("raftmlp", "l"): (36.2e6, 0.03),
 }
 
@@ -65,6 +67,7 @@ PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5,
                    ("iformer", "s"): 4.8, ("iformer", "b"): 9.4, ("iformer", "l"): 14.0,
                    ("edgenext", "xxs"): 0.26, ("edgenext", "xs"): 0.54, ("edgenext", "s"): 1.26, ("edgenext", "b"): 3.84,
                    ("ghostnetv2", "1x"): 0.167, ("ghostnetv2", "1.3x"): 0.269, ("ghostnetv2", "1.6x"): 0.399,
+                   ("fcaformer", "l1"): 1.37, ("fcaformer", "l2"): 3.6,
                    ("efficientvim", "m1"): 0.239, ("efficientvim", "m2"): 0.355, ("efficientvim", "m3"): 0.656,
                    ("shvit", "s1"): 0.241, ("shvit", "s2"): 0.366, ("shvit", "s3"): 0.601}
 

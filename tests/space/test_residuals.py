@@ -553,3 +553,12 @@ def test_behind_a_sub_norm_the_size_of_values_does_not_matter_and_that_of_output
     torch.testing.assert_close(sublayer.branch(x), before)
     sublayer.op.out.weight.data.mul_(2)
     torch.testing.assert_close(sublayer.branch(x), 2 * before)
+
+
+def test_a_deep_stack_of_layers_that_remember_is_laid_out_in_time_and_space_of_its_depth():
+    """Each of its layers may stand behind any number of others, and every such rewrite used to double what was kept."""
+    layer = bp.Block(mixer=bp.LayerMixAttention(heads=2), channel=bp.MLP(ratio=1))
+    found = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=16, head=bp.LanguageHead(tied=True),
+                     body=Stack((layer, bp.Block(channel=bp.MLP(ratio=1))) * 20, bp.LayerMemory()))
+    origins = [site.origins for site in found.sites() if site.origins]
+    assert origins and all(len(set(made)) == len(made) for held in origins for made in held.values())

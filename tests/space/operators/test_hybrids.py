@@ -471,7 +471,8 @@ def test_weights_of_channels_that_stay_in_place_are_not_put_in_another_order():
     torch.testing.assert_close(model(pixels), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ghostnetv2", "squeezeformer"])
+@pytest.mark.parametrize("name", ["ghostnetv2", "squeezeformer", "shvit", "efficientvim", "fcaformer", "slab",
+                                  "mambamixer"])
 def test_a_network_behind_a_stem_of_its_own_is_exported_and_stands_alone(name, tmp_path):
     bp.export(getattr(bp.presets, name).fixed("tiny").build(seed=0).eval(), tmp_path / name)      # compares outputs
     assert "bodyplan" not in (tmp_path / name / "model.py").read_text()
