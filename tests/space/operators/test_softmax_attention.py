@@ -720,9 +720,9 @@ def test_a_stage_of_fcaformer_is_its_formulas():
     stack, crosses = stage_of_fca(3), []
     x = torch.randn(2, 5, 5, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64, requires_grad=True)
     y = x
-    for attend, enhance, feed in zip(stack.layers[::3], stack.layers[1::3], stack.layers[2::3], strict=True):
-        op, w = attend.mixer.op, dict(attend.mixer.op.named_parameters())
-        tokens = attend.mixer.norm(y).flatten(1, 2)
+    for looking, enhance, feed in zip(stack.layers[::3], stack.layers[1::3], stack.layers[2::3], strict=True):
+        op, w = looking.mixer.op, dict(looking.mixer.op.named_parameters())
+        tokens = looking.mixer.norm(y).flatten(1, 2)
         more = [torch.nn.functional.layer_norm(w["scale"][n][:, None] * part, (8,), w["norm.weight"], w["norm.bias"])
                 for n, part in enumerate(crosses)]
         q, k, v = ((part @ w[f"{name}.weight"].T).unflatten(-1, (2, 4)) for name, part in (
@@ -731,7 +731,7 @@ def test_a_stage_of_fcaformer_is_its_formulas():
             w["bias"][n, s] for n in range(len(more)) for s in range(more[n].shape[1])]) for i in range(25)])
         score = torch.einsum("bthp,bshp->bhts", q, k) / 2 + bias.permute(2, 0, 1)
         given = torch.einsum("bhts,bshp->bthp", score.softmax(-1), v).flatten(2) @ w["out.weight"].T
-        y = y + attend.mixer.join.weight * given.view(y.shape)
+        y = y + looking.mixer.join.weight * given.view(y.shape)
         if enhance.mixer.op.merging is not None:
             conv = torch.nn.functional.conv2d(y.permute(0, 3, 1, 2), enhance.mixer.op.merging[:, None], stride=4, padding=3,
                                               groups=8)
