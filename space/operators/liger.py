@@ -85,7 +85,7 @@ class Liger(Operator):
     weights are where it starts; the gates come from the keys. window: tokens of the softmax. mix: weight of the recurrence,
     1 - mix that of the softmax. temperature: divides the logarithm of the decays.
 
-    A function that turns a trained checkpoint into one, and recovers it by low-rank corrections, is not here.
+    `linearised` makes a trained network of attention one of these; a short training recovers it.
 
     As in the authors' code: features are a softmax over the entries of a head, before rotation, nothing divides the
     recurrence by its weights, and the pooling of keys that the paper writes leaves them as they are.
