@@ -156,8 +156,22 @@ def _cross_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * (2 * module.heads * module.head_dim * tokens * seen + filters))
 
 
+def _merged_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid = inputs[0].shape[:-1]
+    tokens = math.prod(grid)
+    seen = tokens + (0 if module.scale is None else module.scale.numel())
+    return float(batch * 2 * module.query.out_features * tokens * seen)
+
+
+def _enhancement(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid = inputs[0].shape[:-1]
+    merged = math.prod(-(-side // module.stride) for side in grid) if module.merging is not None else 0
+    return float(batch * (math.prod(grid) * module.taps.numel() + (merged * module.merging.numel() if merged else 0)))
+
+
 FORMULAS = {
     "CachingAttention": _cached, "SubsampledAttention": _heads, "SpaceTime": _lines,
+    "MergedTokenAttention": _merged_tokens, "MergingEnhancement": _enhancement,
     "ScoredAttention": _scored, "OffsetFactors": _offset_factors, "OffsetVectors": _offset_vectors,
     "SinusoidTerms": _sinusoids, "MixtureOfHeadsAttention": _heads, "IsomorphicAttention": _isomorphic,
     "SplitPaths": _split, "MixingAttention": _mixing, "SkippingAttention": _heads,

@@ -114,6 +114,27 @@ def _sequence(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     return float(batch * length * (up.numel() // down.shape[0] + down[0].numel()))
 
 
+def _hidden_states(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The filters of B, C and dt, writing to the states and reading from them."""
+    batch, length = _sizes(inputs)
+    return float(batch * length * (module.taps.numel() + 2 * module.taps.shape[0] // 3 * inputs[0].shape[-1]))
+
+
+def _relu_windows(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    batch, *grid, _ = inputs[0].shape
+    rows, columns = (*grid, 1) if len(grid) == 1 else grid
+    down, across = (size if module.window is None else -(-size // min(module.window, size)) * min(module.window, size)
+                    for size in (rows, columns))
+    size, kernel = module.taps.shape[:2]
+    return float(batch * down * across * module.heads * size * (2 * size + kernel**2))
+
+
+def _selective(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
+    """The filter of a scan; a first one is called by its `step`, so it is no module of its own here."""
+    taps = module.ssm.taps if hasattr(module, "ssm") else module.taps
+    return 0.0 if taps is None else float(math.prod(_sizes(inputs)) * taps.numel())
+
+
 FORMULAS = {
     "FeatureAttention": _features,
     "BidirectionalFeatureAttention": _features_both_ways,
@@ -129,4 +150,9 @@ FORMULAS = {
     "EstimatedAttention": _estimated,
     "SequenceFeedForward": _sequence,
     "HeadFeedForwards": _sequence,
+    "SelectiveStateSpace": _selective,
+    "ReluAttention": _relu_windows,
+    "SelectiveSSM": _selective,
+    "HiddenStateMixing": _hidden_states,
+    "ToldStates": _hidden_states,
 }

@@ -52,6 +52,7 @@ CAUSAL = {
     "dilated dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(3, 5)), bp.choice(bp.DenseAverage(dilation=2),
                                                                               bp.DenseAverage(2, period=2)))),
     "deep cross": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.DeepCrossAttention(bp.choice(1, 2, None)))),
+    "averaged features": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.FeatureAverage())),
     "ensemble": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.PathEnsemble(bp.choice(True, False)))),
     "dual": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DualStream(bp.choice("both", "token"),
                                                                              bp.choice("both", "token", "context")))),
@@ -150,6 +151,15 @@ GRID = {
                                                       activation=bp.choice(None, "relu")), BLOCK), **IMAGES),
     "attention beside convolutions": space((BLOCK, bp.NextTransformer(
         width=bp.choice(32, 40), head_dim=8, reduction=bp.choice(1, 2), ratio=bp.choice(1, 2)), BLOCK), **IMAGES),
+    "states of every stage": space(bp.StateFusion(
+        (BLOCK, bp.Block(mixer=bp.HiddenStateMixer(state=bp.choice(3, 5), tells=True))),
+        (bp.InvertedMerging(width=bp.choice(None, 24)), bp.Block(
+            mixer=bp.HiddenStateMixer(state=3, tells=True), join=bp.Blend())),
+        (bp.Stack((BLOCK, bp.Block(mixer=bp.HiddenStateMixer(state=2, tells=True)))), bp.StreamNorm(bp.LayerNorm()))),
+        norm=bp.NoNorm(), **IMAGES),
+    "bottlenecks between stages": space((BLOCK, bp.InvertedMerging(
+        width=bp.choice(None, 32), stride=bp.choice(1, 2), kernel=bp.choice(3, 5), expand=bp.choice(1, 2),
+        of=bp.choice("in", "out"), squeeze=bp.choice(None, 4), activation=bp.choice("relu", "gelu")), BLOCK), **IMAGES),
     "ghosts": space((BLOCK, bp.GhostTransition(width=bp.choice(None, 32), stride=bp.choice(1, 2), gate=bp.choice(None, 3, 5),
                                                squeeze=bp.choice(False, True)), BLOCK), **IMAGES),
     "a separable u-shape on a grid": space(bp.UShape(inner=(BLOCK,), stride=(2, 2), width=bp.choice(None, 24),

@@ -37,11 +37,12 @@ class Site(NamedTuple):
     origins: Mapping[Operator, tuple[Operator, ...]] = MappingProxyType({})
 
     def rewritten(self, rewrite: Callable[[Any], Any]) -> Site:
-        """The site with what a macro around may make of its operators."""
+        """The site with what a macro around may make of its operators; each origin once, however many rewrites there are."""
         origins: dict[Operator, tuple[Operator, ...]] = {}
         for operator in self.operators:
             for changed in (operator, rewrite(operator)):
-                origins[changed] = (*origins.get(changed, ()), *self.origins.get(operator, (operator,)))
+                found = (*origins.get(changed, ()), *self.origins.get(operator, (operator,)))
+                origins[changed] = tuple(dict.fromkeys(found))
         return self._replace(operators=list(origins), origins=origins)
 
     def pairs(self) -> Iterator[tuple[Operator, int]]:

@@ -16,6 +16,7 @@ from ..macros.latent_reasoning import ReasoningLayers
 from ..macros.recursion_layers import NormedRounds
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
 from ..macros.reversible_layers import ReversibleLayers
+from ..macros.state_fusion import FusedStates
 from ..macros.units import UnitLayers
 from ..model import BlockModule, Layers, Sublayer
 from .record import Record, construct, is_own_class
@@ -63,7 +64,8 @@ class Built:
         modules = [record.module for record in self.records.values()]
         self.has_source = any(isinstance(m, EncoderDecoderLayers) for m in modules)
         self.continues = any(isinstance(m, ReasoningLayers) for m in modules)      # from states, within one pass
-        starts: list[nn.Module] = [m for m in modules if isinstance(m, EncoderDecoderLayers | ConditionedLayers)]
+        handing = (EncoderDecoderLayers, ConditionedLayers, FusedStates)
+        starts: list[nn.Module] = [m for m in modules if isinstance(m, handing)]
         self.spreads = bool(starts)
         starts += [m for m in modules if isinstance(m, SharingLayers) and any(id(part) in reading for part in m.modules())]
         covered = {id(m) for start in starts for m in start.modules()}

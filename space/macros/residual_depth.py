@@ -113,15 +113,19 @@ class DeepScale(Residual):
 
 @dataclass(frozen=True)
 class DepthScale(Residual):
-    """The branch multiplier of depth-muP (Tensor Programs VI, Yang et al., 2023): `x + a / sqrt(L) f(x)`, L the sublayers.
+    """Depth-muP (Tensor Programs VI, Yang et al., 2023): `x + a / sqrt(L) f(x)`, L the sublayers, each a block of its own.
 
-    `mup` folds the same factor, relative to a base network, into weights and learning rates; this is the factor itself, for
-    networks that train without a base.
+    The rates that belong to it come from `mup(deep, base=shallow)`: for Adam, everything inside branches learns at
+    1 / sqrt(L) of what it does in the base, and what follows the width follows muP, so that a rate found shallow and narrow
+    serves a deep and wide network. In a plain stream `mup` folds the same multiplier into weights and rates instead; the
+    two train alike. The paper's further finding, `MLP(activation="abs")`, makes features the most diverse. Blocks of two
+    matrices, as `MLP`, are deeper than the one that the paper finds right, and the theory is limited for them.
     """
 
     a: Any = 1.0
+    proof: ClassVar[str] = "tests/space/test_mup.py -k depth"
     source: ClassVar[Source] = Source("Tensor Programs VI: Feature Learning in Infinite-Depth Neural Networks", 2023,
-                                      options=("S131",))
+                                      systems=("S131",))
 
     def check(self, where: str) -> None:
         if isinstance(self.a, bool) or not isinstance(self.a, (int, float)) or not math.isfinite(self.a):

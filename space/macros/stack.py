@@ -27,6 +27,7 @@ from .residual import (
     attention_of,
     residual_label,
 )
+from .residual_average import FeatureAverage
 from .residual_groups import GroupFusion
 from .residual_history import DeepCrossAttention, PathEnsemble
 from .residual_layers import DenseLayers, DilatedDenseLayers, HyperLayers, LadderLayers, SharingLayers
@@ -47,9 +48,10 @@ class Stack(Macro):
 
     layers: blocks and macros that keep the width and the length. residual: `Residual()`, `DenseAverage()`,
     `ValueResidual()`, `CrossLayerKV(every)`, `LayerMemory()`, `HyperConnections(rate)`, `Ladder()`, `DeepCrossAttention()`,
-    `PathEnsemble()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`, `NormScaling()`, `DepthScale()`,
-    `Reversible()`, `PersistentSelection(dense)` or a choice of them. Where a topology has units, these are the sublayers of
-    plain blocks; a macro, or a block with a placement or a join of its own, is one unit, whose change of the stream counts.
+    `PathEnsemble()`, `FeatureAverage()`, `DualStream()`, `GroupFusion(groups)`, `DeepNorm()`, `DeepScale()`,
+    `NormScaling()`, `DepthScale()`, `Reversible()`, `PersistentSelection(dense)` or a choice of them. Where a topology has
+    units, these are the sublayers of plain blocks; a macro, or a block with a placement or a join of its own, is one unit,
+    whose change of the stream counts.
     """
 
     layers: Any
@@ -119,7 +121,7 @@ class Stack(Macro):
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         items = self.items(width)
-        if isinstance(self.residual, (DeepCrossAttention, PathEnsemble)) and items:
+        if isinstance(self.residual, (DeepCrossAttention, FeatureAverage, PathEnsemble)) and items:
             return self.residual.sketch_units(draft, stream, place, self._drawn(draft, place, items, width))
         if isinstance(self.residual, DualStream) and items:
             drawn = self._drawn(draft, place, items, width)

@@ -44,8 +44,9 @@ class Attention(Operator):
     value_residual: values are mixed with those of the first attention layer (Value Residual Learning, Zhou et al., 2024), by
     two learned numbers (True), half and half ("identity"), or it has no values but those ("single", SVFormer), which must
     have the same kv_heads, head_dim and window, so that only keys are cached. sub_norm: a layer norm before the output
-    matrix (Foundation Transformers, Wang et al., 2022). reuse_kv: no keys and values of its own but those of the nearest
-    attention layer before, which must have the same kv_heads and head_dim (cross-layer attention, Brandon et al., 2024).
+    matrix (Foundation Transformers, Wang et al., 2022), whose starting values `magneto` gives. reuse_kv: no keys and values
+    of its own but those of the nearest attention layer before, which must have the same kv_heads and head_dim (cross-layer
+    attention, Brandon et al., 2024).
     value_residual and reuse_kv need a body whose layers share.
 
     position: "rotary", or in its place "alibi" (Press et al., 2021), "t5" (Raffel et al., 2019), "fire" (Li et al., 2023),
@@ -98,7 +99,7 @@ class Attention(Operator):
     options: ClassVar[tuple[str, ...]] = ("position", "reach", "buckets", "position_hidden", "persistent", "weights")
     source: ClassVar[Source] = Source(
         "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
-        systems=("S228", "S229", "S230", "S243", "S393"), options=("S062", "S152", "S196", "S202", "S239", "S334"))
+        systems=("S196", "S228", "S229", "S230", "S243", "S393"), options=("S062", "S152", "S202", "S239", "S334"))
 
     @property
     def causal(self) -> bool:                                                         # type: ignore[override]

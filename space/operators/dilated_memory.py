@@ -79,7 +79,8 @@ class GatedMemory(nn.Module):
 
 @dataclass(frozen=True)
 class DilatedFSMN(Operator):
-    """The RNN-free recurrent module of MossFormer2 (Zhao et al., 2023); beside `GatedAttentionUnit` it makes that network.
+    """The RNN-free recurrent module of MossFormer2 (Zhao et al., 2023); beside `GatedAttentionUnit` it makes that network's
+    layers. What turns a waveform into frames, and masks of them into voices, is not here.
 
     channels: of the bottleneck. order: a filter reaches order - 1 steps each way. layers: filters with steps 1, 2, 4, ...
     kernel: taps of the filters in the gates' projections, odd. In a layer's dense connections a channel reads itself in all
@@ -94,7 +95,7 @@ class DilatedFSMN(Operator):
     streaming: ClassVar[bool] = False
     fixed: ClassVar[Mapping[str, str]] = {"layers": "a layer has its step", "layer_pairs": "a layer and an output before it"}
     source: ClassVar[Source] = Source("MossFormer2: Combining Transformer and RNN-Free Recurrent Network for Enhanced "
-                                      "Time-Domain Monaural Speech Separation", 2023, systems=("S259",))
+                                      "Time-Domain Monaural Speech Separation", 2023, options=("S259",))
 
     def check(self, width: int, where: str) -> None:
         for name in ("channels", "order", "layers"):

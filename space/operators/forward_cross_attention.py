@@ -91,6 +91,8 @@ class CrossTokenAttention(nn.Module):
 class ForwardCrossAttention(Operator):
     """Fcaformer: Forward Cross Attention in Hybrid Vision Transformer (Zhang et al., 2023): the attention of its blocks.
 
+    For grids of any size; as published, on a grid of one size, it is `FcaAttention`, with networks in `presets.fcaformer`.
+
     Layers of one stack, `Stack(..., residual=LayerMemory())`, on one grid. kernel, stride: of the filter that merges tokens
     into cross tokens; 7 and 4 in the authors' code. before: how many such layers there are before; the stack fills it in.
     Scales and biases are per layer here, where the authors have them per cross token of a fixed grid; the local filter that

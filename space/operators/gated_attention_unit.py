@@ -98,7 +98,8 @@ class GatedAttentionUnit(Operator):
     chunk: tokens that attend to each other in full. query_dim: size of its one head. ratio: channels of v and u over width,
     rounded up to a multiple of 8. kernel: taps of the filter in every projection, odd. shift: half the channels come from
     the token before. rotary: how many pairs of queries and keys turn, at most query_dim / 2. Time and memory are linear in
-    the length; it looks both ways, as separation does, so there is no decoding. The residual around it is the block's.
+    the length; it looks both ways, as separation does, so there is no decoding. The residual around it is the
+    block's. What turns a waveform into frames, and masks of them into voices, is not here.
     """
 
     chunk: Any = 256
@@ -111,7 +112,7 @@ class GatedAttentionUnit(Operator):
     streaming: ClassVar[bool] = False
     source: ClassVar[Source] = Source(
         "MossFormer: Pushing the Performance Limit of Monaural Speech Separation using Gated Single-Head Transformer with "
-        "Convolution-Augmented Joint Self-Attentions", 2023, systems=("S038",))
+        "Convolution-Augmented Joint Self-Attentions", 2023, options=("S038",))
 
     @property
     def fixed(self) -> Mapping[str, str]:                                             # type: ignore[override]

@@ -62,6 +62,8 @@ class GINAttention(Operator):
     """Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers (Buehler, 2025), the GIN variant.
 
     ratio: hidden size of each head's network over head_dim. threshold: edges at or below it are cut; None keeps all.
+    Principal neighbourhood aggregation, and the sparse branch beside a frozen attention, are not here.
+
     Nodes are the heads' values; in the authors' code they are slices of the stream, which a value projection contains.
     """
 
@@ -72,7 +74,7 @@ class GINAttention(Operator):
     rotary: Any = True
     keeps_zero: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers", 2025,
-                                      systems=("S317",))
+                                      options=("S317",))
 
     @property
     def fixed(self) -> Mapping[str, str]:                                             # type: ignore[override]

@@ -16,9 +16,10 @@ from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_whole
 from .depthwise_conv2d import filtered, square_taps
+from .layernorm import LayerNorm, LayerNormalisation
 from .spatial import as_grid, require_odd
 
-__all__ = ["HiddenStateMixer", "HiddenStateMixing"]
+__all__ = ["HiddenStateMixer", "HiddenStateMixing", "ToldStates"]
 
 
 class HiddenStateMixing(nn.Module):
@@ -37,6 +38,10 @@ class HiddenStateMixing(nn.Module):
         self.out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.mixed(x)[0]
+
+    def mixed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What every token reads, and the states [B, N, D]."""
         x_BHWD = as_grid(x)
         b_BLN, c_BLN, dt_BLN = filtered(self.select(x_BHWD), self.taps).flatten(1, 2).chunk(3, dim=-1)
         share_BLN = dt_BLN.softmax(1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
@@ -44,6 +49,22 @@ class HiddenStateMixing(nn.Module):
         u_BNI, z_BNI = self.mix(h_BND).chunk(2, dim=-1)
         h_BND = self.out(u_BNI * F.silu(z_BNI) + self.skip * u_BNI)
         y: Tensor = (c_BLN @ h_BND).view(x.shape)
+        return y, h_BND
+
+
+class ToldStates(HiddenStateMixing):
+    """The same, and the mean of the normalised states goes to `shared["told"]` where there is one."""
+
+    shares = True
+
+    def __init__(self, width: int, state: int, inner: int, kernel: int):
+        super().__init__(width, state, inner, kernel)
+        self.told_norm = LayerNormalisation(width)
+
+    def forward(self, x: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        y, h_BND = self.mixed(x)
+        if shared is not None and "told" in shared:
+            shared["told"].append(self.told_norm(h_BND).mean(1))
         return y
 
 
@@ -56,13 +77,16 @@ class HiddenStateMixer(Operator):
     inner channels over width. kernel: side of the depthwise convolution over B, C and dt, odd. A sequence is a grid of
     one column.
 
-    The authors add a rate A per state before the softmax over tokens, which cancels it; it is left out. The classifier
-    that adds the mean states of all stages is not part of a mixer.
+    tells: the classifier reads its states as well, in a `StateFusion` of stages: the paper's networks are
+    `presets.efficientvim`.
+
+    The authors add a rate A per state before the softmax over tokens, which cancels it; it is left out.
     """
 
     state: Any = 64
     expand: Any = 1
     kernel: Any = 3
+    tells: Any = False
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
     spatial: ClassVar[bool] = True
@@ -78,12 +102,14 @@ class HiddenStateMixer(Operator):
     def axes(self, width: int) -> dict[str, Param]:
         d, n = axis("width", width), axis("state", self.state)
         inner = axis("expand", self.expand) * axis("channels", width)
-        return {"select.weight": param(n + n + n, d), "taps": square_taps(n + n + n, self.kernel),
+        told = LayerNorm().axes(width) if self.tells else {}
+        return {**{f"told_norm.{name}": part for name, part in told.items()},
+                "select.weight": param(n + n + n, d), "taps": square_taps(n + n + n, self.kernel),
                 "mix.weight": param(inner + inner, d), "skip": param(axis("skip", 1), init="ones"),
                 "out.weight": param(d, inner)}
 
     def build(self, width: int) -> nn.Module:
-        return HiddenStateMixing(width, self.state, self.expand * width, self.kernel)
+        return (ToldStates if self.tells else HiddenStateMixing)(width, self.state, self.expand * width, self.kernel)
 
     def macs(self, width: int, length: Length) -> float:
         """Selection, convolution, writing and reading for every token; gate and projections for every state."""

@@ -85,6 +85,8 @@ class Liger(Operator):
     weights are where it starts; the gates come from the keys. window: tokens of the softmax. mix: weight of the recurrence,
     1 - mix that of the softmax. temperature: divides the logarithm of the decays.
 
+    `linearised` makes a trained network of attention one of these; a short training recovers it.
+
     As in the authors' code: features are a softmax over the entries of a head, before rotation, nothing divides the
     recurrence by its weights, and the pooling of keys that the paper writes leaves them as they are.
     """
@@ -99,7 +101,7 @@ class Liger(Operator):
     keeps_zero: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {"half": "a rotary pair is ordered", "pairs": "a pair is a rotary frequency"}
     source: ClassVar[Source] = Source("Liger: Linearizing Large Language Models to Gated Recurrent Structures", 2025,
-                                      systems=("S269",))
+                                      options=("S269",))
 
     def _attention(self) -> Attention:
         """The attention whose projections these are."""

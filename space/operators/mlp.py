@@ -139,7 +139,7 @@ class MLP(Operator):
     kind: ClassVar[str] = "channel"
     fixed: ClassVar[Mapping[str, str]] = {"powers": "a power of the input"}
     source: ClassVar[Source] = Source("Primer: Searching for Efficient Transformers for Language Modeling", 2021,
-                                      systems=("S254",), options=("S239", "S180", "S196", "S131"))
+                                      systems=("S254",), options=("S239", "S180"))
 
     @property
     def chooses(self) -> bool:                                                        # type: ignore[override]

@@ -63,7 +63,7 @@ class SplitAttention(Operator):
 
     share: of the width that attends, the rest is convolved; both paths read a projection of the whole stream. head_dim
     defaults to share * width / heads. kernel: taps of the filter, odd when it looks both ways. The paper shares one
-    layer's weights through a stack: `Looped`.
+    layer's weights through a stack: `Looped`. What turns a waveform into frames and masks of them into voices is not here.
     """
 
     heads: Any = 4
@@ -74,7 +74,7 @@ class SplitAttention(Operator):
     rotary: Any = False
     keeps_zero: ClassVar[bool] = True
     source: ClassVar[Source] = Source("Tiny-Sepformer: A Tiny Time-Domain Transformer Network for Speech Separation", 2022,
-                                      systems=("S133",))
+                                      options=("S133",))
 
     @property
     def causal(self) -> bool:                                                         # type: ignore[override]

@@ -10,6 +10,9 @@ trains on a laptop. What a family here leaves out of the original is said in its
     brainformer         non-uniform blocks, repeated
     masformer           full attention in few layers, windows elsewhere
     mixed_attention     the type of attention decided per layer
+    slab                linear attention under norms that turn into batch norms
+    mambamixer          state spaces along tokens and along channels, over averages of all before
+    wide_attention      the same heads in many narrow layers or in a wide one
     vit, autoformer     images as sequences of patches
     cct, pit, t2t, tnt  small images, by convolutions; with pooling between stages; tokens of tokens; words in patches
     metaformer          pyramids with any token mixer; PoolFormer
@@ -19,6 +22,8 @@ trains on a laptop. What a family here leaves out of the original is said in its
     dinat, halonet, cvt, lit    pyramids of neighbourhoods, of blocks with a halo, of convolutional projections, of late
                         attention
     iformer, edgenext, nextvit, ascan       pyramids of convolutions and attention: side by side, then, in turn, by stage
+    fcaformer           convolutions, then attention that reads merged tokens of all layers before
+    shvit, efficientvim grids that start coarse: one head over some of the channels; states that are gated, not tokens
     ghostnetv2, raftmlp pyramids of ghost features behind gates, of token MLPs along rows and columns
     conformer, squeezeformer, lighthubert   speech
     sizes, pyramids     what they share
@@ -37,6 +42,8 @@ from . import (
     cvt,
     dinat,
     edgenext,
+    efficientvim,
+    fcaformer,
     ghostnetv2,
     gpt,
     halonet,
@@ -45,6 +52,7 @@ from . import (
     lit,
     llama,
     mamba2_hybrid,
+    mambamixer,
     masformer,
     metaformer,
     mixed_attention,
@@ -54,15 +62,19 @@ from . import (
     pvt,
     pvt_v2,
     raftmlp,
+    shvit,
+    slab,
     squeezeformer,
     swin,
     t2t,
     tnt,
     transnormer,
     vit,
+    wide_attention,
 )
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
-           "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "mamba2_hybrid", "masformer",
-           "metaformer", "mixed_attention", "mvit", "nextvit", "pit", "pvt", "pvt_v2", "raftmlp", "squeezeformer",
-           "swin", "t2t", "tnt", "transnormer", "vit"]
+           "efficientvim", "fcaformer", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama",
+           "mamba2_hybrid", "mambamixer", "masformer", "metaformer", "mixed_attention", "mvit", "nextvit", "pit",
+           "pvt", "pvt_v2", "raftmlp", "shvit", "slab", "squeezeformer", "swin", "t2t", "tnt", "transnormer", "vit",
+           "wide_attention"]

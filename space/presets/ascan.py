@@ -2,7 +2,8 @@
 
 AsCAN: Asymmetric Convolution-Attention Networks for Efficient Recognition and Generation (Kag et al., 2024). A stage is a
 word of C (fused mobile convolution with squeeze and excitation) and T (attention over all tokens and an MLP), each with at
-least as many T as the one before. Widths and depths are chosen here; the paper's sizes are not reproduced.
+least as many T as the one before. Widths and depths are chosen here; the paper's sizes are not reproduced, nor
+its U-shaped network that generates images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .sizes import at_size, only
 __all__ = ["SIZES", "fixed", "space"]
 
 source = Source("AsCAN: Asymmetric Convolution-Attention Networks for Efficient Recognition and Generation", 2024,
-                systems=("S315",))
+                options=("S315",))
 
 # widths, the blocks of every stage, size of a head
 SIZES: dict[str, tuple[tuple[int, ...], tuple[str, ...], int]] = {

@@ -18,7 +18,8 @@ the stream is divided by sqrt(q). The depth counts branches, those inside loops 
 
 All multipliers are folded into starting values and rates, so the module and its exported form stay as they are: to Adam,
 which ignores the size of gradients, a weight m W that learns at m is the same as W behind a multiplier m. The branch's
-multiplier goes into its last matrix (or the norm after it), that of logits from a tied table into the gain of the final
+multiplier goes into its last matrix (or the norm after it), unless `Stack(..., residual=DepthScale())` has it as a number of
+its own, that of logits from a tied table into the gain of the final
 norm, and the attention scale 1 / head_dim in place of 1 / sqrt(head_dim), where heads grow, into the queries.
 
 Three limits. The branches of a loop share weights, so their sum is not one of independent terms, which the theory of depth
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..axes import Param
+from ..macros.residual_depth import DepthScale
 from ..operators.custom import Custom
 from .twins import Twin, twins
 
@@ -110,7 +112,7 @@ def mup(architecture: Architecture, base: Architecture) -> Mup:
     width, depth = architecture.plan.width / base.plan.width, _depth_ratio(architecture, base)
     rules = _Rules(found)
     attention = rules.fold_attention()
-    unfolded = rules.fold_depth(depth ** -0.5, _branches(architecture))
+    unfolded = rules.fold_depth(depth ** -0.5, _branches(architecture), _scaled_stacks(architecture))
     output = width ** -0.5
     if getattr(architecture.plan.head, "tied", False):
         rules.fold_output(output)
@@ -149,9 +151,12 @@ class _Rules:
         for name in gains:
             self.multiply(name, factor)
 
-    def fold_depth(self, factor: float, branches: Mapping[str, int]) -> tuple[str, ...]:
-        """The multiplier and the slower learning of branches; returns the branches without a place for the multiplier."""
-        last = {branch: self._last(branch) for branch in branches}
+    def fold_depth(self, factor: float, branches: Mapping[str, int], scaled: tuple[str, ...]) -> tuple[str, ...]:
+        """The multiplier and the slower learning of branches; returns the branches without a place for the multiplier.
+
+        scaled: prefixes below which branches have their multiplier already.
+        """
+        last = {branch: self._last(branch) for branch in branches if not branch.startswith(scaled)}
         for name, twin in self.found.items():
             if SUBLAYERS & set(twin.prefix.split(".")):
                 self.rates[name] *= factor
@@ -202,6 +207,12 @@ def _head_dim(queries: Param) -> int:
 def _depth_ratio(architecture: Architecture, base: Architecture) -> float:
     here, there = sum(_branches(architecture).values()), sum(_branches(base).values())
     return here / there if there else 1.0
+
+
+def _scaled_stacks(architecture: Architecture) -> tuple[str, ...]:
+    """Prefixes of the stacks whose sums have the multiplier of depth in them."""
+    return tuple(f"{place.name}." for place in architecture.placed
+                 if isinstance(getattr(place.operator, "residual", None), DepthScale))
 
 
 def _branches(architecture: Architecture) -> dict[str, int]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..macros.encoder_decoder import EncoderDecoder
 from ..macros.residual_depth import DeepNorm
 from ..operators.attention import Attention
 from ..operators.mlp import MLP
@@ -73,19 +74,52 @@ def deepnorm(architecture: Architecture) -> Start:
 
 def magneto(architecture: Architecture, encoder_layers: int | None = None, decoder_layers: int | None = None) -> Start:
     """Foundation Transformers (Wang et al., 2022): values, attention outputs and feed-forward matrices start at Xavier times
-    gamma = sqrt(log(2 N)), N the blocks.
+    gamma = sqrt(log(2 N)), N the layers of an encoder or of a decoder alone.
 
-    It belongs to `Attention(sub_norm=True)` and `MLP(sub_norm=True)`. encoder_layers: N of an encoder that the architecture
-    is the decoder of, gamma = sqrt(log(3 M)); decoder_layers: M of its decoder, gamma = sqrt(log(3 M) log(2 N) / 3).
+    It belongs to `Attention(sub_norm=True)` and `MLP(sub_norm=True)`. Inside `EncoderDecoder`, with N layers of the encoder
+    and M of the decoder, gamma = sqrt(log(3 M) log(2 N) / 3) in the encoder and sqrt(log(3 M)) in the decoder; the decoder's
+    `CrossAttention` starts as usual and has no inner norm, as in the authors' code. Where one of the two is a network of its
+    own: encoder_layers: N of the encoder that the architecture is the decoder of; decoder_layers: M of its decoder.
+
+    A layer is two sublayers, one with `CrossAttention` three. Raises ValueError where both are given, or for an architecture
+    that holds both itself.
     """
-    depth = max(math.ceil(sum(name.endswith(".op") for name, _ in architecture.modules) / 2), 1)
+    pairs = [place.name for place in architecture.placed if isinstance(place.operator, EncoderDecoder)]
+    if encoder_layers is not None and decoder_layers is not None or pairs and (encoder_layers or decoder_layers):
+        raise ValueError("an architecture is the encoder, the decoder or holds both: got encoder_layers="
+                         f"{encoder_layers} and decoder_layers={decoder_layers} for {len(pairs)} EncoderDecoder; name at "
+                         "most the one that is missing")
+    if not pairs:
+        gamma = _gamma(_depth(architecture, ""), encoder_layers, decoder_layers)
+        return _larger(architecture, {"": gamma})
+    gammas = {}
+    for pair in pairs:
+        layers, later = _depth(architecture, f"{pair}.encoder."), _depth(architecture, f"{pair}.decoder.")
+        gammas[f"{pair}.encoder."] = _gamma(layers, None, later)
+        gammas[f"{pair}.decoder."] = _gamma(later, layers, None)
+    return _larger(architecture, gammas)
+
+
+def _gamma(depth: int, encoder_layers: int | None, decoder_layers: int | None) -> float:
+    """Magneto's factor for `depth` layers of a decoder, of an encoder, or of one of them alone."""
     if encoder_layers is not None:
-        gamma = math.sqrt(math.log(3 * depth))
-    elif decoder_layers is not None:
-        gamma = math.sqrt(math.log(3 * decoder_layers) * math.log(2 * depth) / 3)
-    else:
-        gamma = math.sqrt(math.log(2 * depth))
-    return Start(architecture, {name: gamma * _xavier(architecture, name) for name in _matrices(architecture, "")})
+        return math.sqrt(math.log(3 * depth))
+    if decoder_layers is not None:
+        return math.sqrt(math.log(3 * decoder_layers) * math.log(2 * depth) / 3)
+    return math.sqrt(math.log(2 * depth))
+
+
+def _depth(architecture: Architecture, prefix: str) -> int:
+    """Layers below a prefix: a cross-attention is a third sublayer of its layer."""
+    sublayers = [operator for name, operator in architecture.modules if name.startswith(prefix) and name.endswith(".op")]
+    return max(math.ceil(sum(not operator.cross for operator in sublayers) / 2), 1)
+
+
+def _larger(architecture: Architecture, gammas: Mapping[str, float]) -> Start:
+    """Xavier times the factor of each prefix."""
+    crosses = tuple(f"{name}." for name, operator in architecture.modules if operator.cross)
+    return Start(architecture, {name: gamma * _xavier(architecture, name) for prefix, gamma in gammas.items()
+                                for name in _matrices(architecture, prefix) if not name.startswith(crosses)})
 
 
 def deepscale(architecture: Architecture, correlation: float = 1.0) -> Start:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..axes import Axis, Dim, Param
 from ..operator import Operator
+from ..operators.add import Add
 from ..operators.custom import Custom
 from ..tree import Placed, axes_of
 from .scaling import PATTERNS, SCALED_FIELDS, layer_order
@@ -183,9 +184,11 @@ def _module_order(architecture: Architecture, base: Architecture) -> dict[str, s
 
 
 def _tree(architecture: Architecture) -> Tree:
-    """Module prefixes as a tree; an operator stands under the empty name."""
+    """Module prefixes as a tree; an operator stands under the empty name. Plain sums count as nothing, scaled or not."""
     root: Tree = {}
     for prefix, operator in architecture.modules:
+        if isinstance(operator, Add):
+            continue
         node = root
         for part in prefix.split("."):
             node = node.setdefault(part, {})

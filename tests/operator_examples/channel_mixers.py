@@ -30,6 +30,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.MemoryMLP(ratio=1, levels=(), path=()), 16)],
     "MoHD": [(bp.MoHD(shared=0.5, groups=4, top_k=2, ratio=2), 32), (bp.MoHD(shared=0.3, groups=3, top_k=1, ratio=1), 16),
              (bp.MoHD(shared=0, groups=2, top_k=2, ratio=1), 24)],
+    "NormedMLP": [
+        (bp.NormedMLP(ratio=2, last=True, norm="layer"), 24), (bp.NormedMLP(ratio=1, activation="gelu", norm="layer"), 16),
+        (bp.NormedMLP(ratio=1, activation="silu"), 16), (bp.NormedMLP(ratio=2), 16)],
     "PartialFormer": [
         (bp.PartialFormer(heads=4, ratio=4), 32), (bp.PartialFormer(heads=2, head_dim=6), 24),
         (bp.PartialFormer(heads=2, ratio=1, rope_base=100.0), 16)],

@@ -19,6 +19,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
                  (bp.Branched(bp.SwiGLU(ratio=1), branches=2, warmup=900), 8)],
     "AugmentedShortcut": [(bp.AugmentedShortcut(paths=3), 24), (bp.AugmentedShortcut(paths=2, block=4), 24),
                           (bp.AugmentedShortcut(paths=1, block=2), 8)],
+    "Blend": [(bp.Blend(), 16), (bp.Blend(start=-1.0), 8)],
     "CRMSNorm": [(bp.CRMSNorm(), 15), (bp.CRMSNorm(eps=1e-3), 8)],
     "Frozen": [(bp.Frozen(bp.SwiGLU(ratio=2)), 16), (bp.Frozen(bp.SwiGLU(ratio=1)), 8)],
     "GatedResidual": [(bp.GatedResidual(), 16), (bp.GatedResidual("sigtanh", start=1.0), 16),
@@ -53,6 +54,11 @@ def _layer_norm(weights, config, x_BTD):
         rows.append(row / (row.dot(row) / len(row) + config.eps).sqrt() if config.scale else row)
     y_BTD = torch.stack(rows).view(x_BTD.shape) * weights["weight"]
     return y_BTD + weights["bias"] if config.bias else y_BTD
+
+
+def _blend(weights, config, x_BTD, y_BTD):
+    share = 1 / (1 + torch.exp(-weights["weight"]))
+    return (1 - share) * x_BTD + share * y_BTD
 
 
 REFERENCES = {"CRMSNorm": _crms, "LayerNorm": _layer_norm}

@@ -40,6 +40,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.SplitAttention(heads=2, share=0.25, head_dim=2, kernel=3), 8)],
     "DilatedFSMN": [(bp.DilatedFSMN(channels=12, order=4, layers=3, kernel=5), 16),
                     (bp.DilatedFSMN(channels=6, order=2, layers=2, kernel=3), 8)],
+    "FcaAttention": [(bp.FcaAttention(heads=4, side=5), 16), (bp.FcaAttention(heads=2, side=3, stride=2, head_dim=3), 8)],
+    "TokenEnhancement": [
+        (bp.TokenEnhancement(kernel=5, merge=3, stride=2), 16), (bp.TokenEnhancement(kernel=3), 8)],
     "ForwardCrossAttention": [
         (bp.ForwardCrossAttention(heads=4), 16), (bp.ForwardCrossAttention(heads=2, kernel=3, stride=2, head_dim=3), 8)],
     "GINAttention": [
@@ -91,6 +94,9 @@ UNVARIED: dict[str, dict[str, str]] = {
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
     "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies",
                   "subsample": "draws at random in training, where the contract compares runs: test_subsampled_attention"},
+    "FcaAttention": {"before": "needs the layers before it: run by their stacks", "stride": "of the layers before it"},
+    "TokenEnhancement": {"tells": "needs what reads its tokens: run by their stacks", "merge": "of the tokens that it tells",
+                         "stride": "of the tokens that it tells"},
     "ForwardCrossAttention": {"before": "needs the layers before it: run by their stacks"},
     "LayerMixAttention": {"before": "needs the layers before it: run by their stacks"},
     "SkipAttention": {"before": "needs the layers before it: run by their stacks"},

@@ -65,7 +65,9 @@ UNVARIED: dict[str, dict[str, str]] = {
     "HiddenStateMixer": {"skip": "one number"},
 }
 
-UNVARIED_OPTIONS: dict[str, dict[str, str]] = {}
+UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
+    "HiddenStateMixer": {"tells": "needs what reads the states: run by their stages"},
+}
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

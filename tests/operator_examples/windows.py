@@ -15,6 +15,7 @@ from bodyplan.space.operators.halo_bottleneck import HaloBottleneck
 from bodyplan.space.operators.interleaved_attention import InterleavedAttention
 from bodyplan.space.operators.neighbourhood_attention import NeighbourhoodAttention
 from bodyplan.space.operators.recursive_attention import RecursiveAttention
+from bodyplan.space.operators.simplified_linear_attention import SimplifiedLinearAttention
 from bodyplan.space.operators.spatial_channel import SpatialChannelCorrelation
 from bodyplan.space.operators.token_aware_pooling import TokenAwarePooling
 from bodyplan.space.operators.transposed_attention import TransposedAttention
@@ -50,6 +51,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "RecursiveAttention": [
         (RecursiveAttention(heads=4, stride=3, most=4), 16), (RecursiveAttention(heads=2, stride=2, most=2), 8),
         (RecursiveAttention(heads=2, ratio=0.8, most=3), 12)],
+    "SimplifiedLinearAttention": [
+        (SimplifiedLinearAttention(heads=4, window=3, shift=True, side=3), 16),
+        (SimplifiedLinearAttention(heads=2, window=2, kernel=3, side=2, head_dim=3), 8),
+        (SimplifiedLinearAttention(heads=2, kernel=3, side=3), 8)],
     "SpatialChannelCorrelation": [
         (SpatialChannelCorrelation(heads=2, window=4, base=2), 32),
         (SpatialChannelCorrelation(heads=1, window=3, base=1), 16),
@@ -329,7 +334,40 @@ def spatial_channel_correlation(w, config, x):
     return by_place(x, at) @ w["out.weight"].T
 
 
+def simplified_linear_attention(w, config, x):
+    """Window by window and token by token, as the authors lay them out: a cyclic shift, and no mask."""
+    grid = as_grid(x)
+    _, height, width, _ = grid.shape
+    q, k, v = (heads_of(grid, w[f"{name}.weight"], config.heads) for name in ("query", "key", "value"))
+    sides = (height, width) if config.window is None else (min(config.window, height), min(config.window, width))
+    padded = [-(-size // side) * side for size, side in zip((height, width), sides, strict=True)]
+    shifts = [side // 2 if config.shift and side < size else 0 for side, size in zip(sides, (height, width), strict=True)]
+    place, reach = w["place"].unflatten(-1, (config.heads, -1)), config.kernel // 2
+
+    def at(r, c):
+        moved = [(place_of - shift) % size for place_of, shift, size in zip((r, c), shifts, padded, strict=True)]
+        corner = [m - m % side for m, side in zip(moved, sides, strict=True)]
+        inside = [m % side for m, side in zip(moved, sides, strict=True)]
+        window = {}
+        for i in range(sides[0]):
+            for j in range(sides[1]):
+                row, column = (corner[0] + i + shifts[0]) % padded[0], (corner[1] + j + shifts[1]) % padded[1]
+                if row < height and column < width:
+                    window[i, j] = row, column
+        query, total, weight, local = q[:, r, c].clamp(min=0), 0, 1e-6, w["bias"]
+        for (i, j), (row, column) in window.items():
+            score = (query * (k[:, row, column] + place[i % config.side, j % config.side]).clamp(min=0)).sum(-1, keepdim=True)
+            total, weight = total + score * v[:, row, column], weight + score
+            down, across = i - inside[0] + reach, j - inside[1] + reach
+            if 0 <= down < config.kernel and 0 <= across < config.kernel:
+                local = local + w["taps"][:, down, across] * v[:, row, column]
+        return (total / weight + local).flatten(1) @ w["out.weight"].T
+
+    return by_place(x, at)
+
+
 REFERENCES = {
+    "SimplifiedLinearAttention": simplified_linear_attention,
     "CausalNeighbourhood": causal_neighbourhood, "SpatialChannelCorrelation": spatial_channel_correlation,
     "ConvChannelAttention": conv_channel_attention, "DynamicLocalConv": dynamic_local_conv,
     "InterleavedAttention": interleaved_attention, "RecursiveAttention": recursive_attention,

@@ -289,6 +289,47 @@ def test_the_stream_moves_alike_at_every_depth_and_only_under_the_rules():
     assert abs(ours) < 0.2 and usual > ours + 0.2, (ours, usual)
 
 
+def test_a_multiplier_of_depth_in_the_sum_and_one_folded_into_weights_train_alike():
+    """a = sqrt(L) of the base, so that the base is the plain stream; Adam with an epsilon that does not matter."""
+    def rules(residual):
+        small = architecture(Stack((ATTENTION,) * 2, residual), width=16)
+        return mup(small.scale(depth=8), base=small)
+
+    def trained(rule):
+        model = rule.build(seed=3).double()
+        ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
+        groups = [{"params": [p], "lr": 1e-3 * rule.rates[name]} for name, p in model.named_parameters()]
+        optimizer = torch.optim.Adam(groups, eps=1e-30)
+        found = [model(ids)]
+        for _ in range(4):
+            loss = torch.nn.functional.cross_entropy(found[-1][:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(model(ids))
+        return torch.stack(found)
+
+    folded, explicit = rules(bp.Residual()), rules(bp.DepthScale(a=2.0))
+    name = "layers.0.layers.5.channel.op.down.weight"
+    assert (folded.init[name], explicit.init[name], folded.depth) == (0.5, 1.0, 4)
+    assert (folded.rates[name], explicit.rates[name]) == (0.25, 0.5)
+    torch.testing.assert_close(trained(explicit), trained(folded), rtol=1e-9, atol=1e-9)
+
+
+def test_a_stream_with_the_multiplier_of_depth_moves_alike_at_every_depth():
+    depths, small = (2, 4, 8, 16), architecture(Stack((ATTENTION,) * 2, bp.DepthScale(a=2.0)))
+
+    def moves(rule, rates):
+        found, model = [], rule.build(seed=0)
+        model.norm.register_forward_hook(lambda _, inputs, __: found.append(inputs[0].detach()))
+        moved(model, rates, lr=0.01, steps=3)
+        return (found[-1] - found[0]).square().mean().sqrt().item()
+
+    rules = [mup(small.scale(depth=depth), base=small) for depth in depths]
+    ours, at_one_rate = (slope(depths, [moves(r, r.rates if kept else {}) for r in rules]) for kept in (True, False))
+    assert abs(ours) < 0.2 and at_one_rate > ours + 0.1, (ours, at_one_rate)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("grown", [{"width": 128}, {"depth": 8}])
 def test_the_best_rate_found_small_is_the_best_rate_large(grown):

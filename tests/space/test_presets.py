@@ -59,12 +59,18 @@ PUBLISHED = {
     ("edgenext", "b"): (18.51e6, 0.005),
     ("nextvit", "s"): (31.8e6, 0.01), ("nextvit", "b"): (44.8e6, 0.01), ("nextvit", "l"): (57.8e6, 0.01),
     ("ghostnetv2", "1x"): (6.1e6, 0.01), ("ghostnetv2", "1.3x"): (8.9e6, 0.01), ("ghostnetv2", "1.6x"): (12.3e6, 0.01),
+    ("shvit", "s1"): (6.3e6, 0.01), ("shvit", "s2"): (11.4e6, 0.01), ("shvit", "s3"): (14.2e6, 0.01),
+    ("shvit", "s4"): (16.5e6, 0.01),
+    ("efficientvim", "m1"): (6.7e6, 0.005), ("efficientvim", "m2"): (13.9e6, 0.005),
+    ("efficientvim", "m3"): (16.6e6, 0.005), ("efficientvim", "m4"): (19.6e6, 0.005),
+    ("fcaformer", "l1"): (6.2e6, 0.01), ("fcaformer", "l2"): (16.3e6, 0.01), ("fcaformer", "l3"): (27.9e6, 0.01),
+    ("fcaformer", "l4"): (65.6e6, 0.01),
     ("raftmlp", "s"): (9.9e6, 0.03), ("raftmlp", "m"): (21.4e6, 0.03), ("raftmlp", "l"): (36.2e6, 0.03),
 }
 
 # Multiply-adds of one image of 224 pixels (EdgeNeXt: 256), published to 0.1 billion (ViT: as timm counts them).
 SIDES = {"vit": 14, "edgenext": 64, "ghostnetv2": 112, "cct": None, "pit": None, "mvit": None, "t2t": None,
-         "tnt": None}
+         "tnt": None, "shvit": 14, "efficientvim": 14}
 PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5, ("swin", "b"): 15.4,
                    ("convnext", "t"): 4.5, ("convnext", "b"): 15.4, ("pvt", "t"): 1.9, ("pvt", "s"): 3.8,
                    ("cct", "7/3x1"): 1.19, ("cct", "14/7x2"): 5.53,
@@ -79,7 +85,10 @@ PUBLISHED_GMACS = {("vit", "ti"): 1.26, ("vit", "b"): 17.58, ("swin", "t"): 4.5,
                    ("lit", "s"): 4.1, ("lit", "m"): 8.6, ("lit", "b"): 15.0,
                    ("iformer", "s"): 4.8, ("iformer", "b"): 9.4, ("iformer", "l"): 14.0,
                    ("edgenext", "xxs"): 0.26, ("edgenext", "xs"): 0.54, ("edgenext", "s"): 1.26, ("edgenext", "b"): 3.84,
-                   ("ghostnetv2", "1x"): 0.167, ("ghostnetv2", "1.3x"): 0.269, ("ghostnetv2", "1.6x"): 0.399}
+                   ("ghostnetv2", "1x"): 0.167, ("ghostnetv2", "1.3x"): 0.269, ("ghostnetv2", "1.6x"): 0.399,
+                   ("fcaformer", "l1"): 1.37, ("fcaformer", "l2"): 3.6,
+                   ("efficientvim", "m1"): 0.239, ("efficientvim", "m2"): 0.355, ("efficientvim", "m3"): 0.656,
+                   ("shvit", "s1"): 0.241, ("shvit", "s2"): 0.366, ("shvit", "s3"): 0.601}
 
 
 def preset(name):
@@ -209,6 +218,34 @@ def test_ghostnetv2_has_gates_in_all_but_its_first_two_bottlenecks():
     parts = bp.presets.ghostnetv2.fixed("1x").plan.layers[:-1]
     gates = [getattr(part, "mixer", part).gate for part in parts]
     assert gates == [None, None] + [5] * 14
+
+
+@pytest.mark.parametrize(("size", "width"), [("deit_t", 192), ("deit_s", 384)])
+def test_slab_adds_places_and_a_filter_per_layer_to_the_transformer_it_is_made_of(size, width):
+    """Against ViT of the same size: a table of 14 x 14 places, 25 taps and a bias for 64 entries; norms of two kinds."""
+    slab, plain = bp.presets.slab.fixed(size), bp.presets.vit.fixed({"deit_t": "ti", "deit_s": "s"}[size])
+    more = 12 * (14 * 14 * width + 64 * 26) + 25 * (2 * width + 1)
+    assert slab.cost().parameters - plain.cost().parameters == more
+
+
+def test_wide_attention_slides_the_aspect_at_the_same_heads_and_saves_feed_forward_layers():
+    wide_attention = bp.presets.wide_attention
+    found = {name: wide_attention.fixed(name) for name in ("deep", "middle", "wide")}
+    heads = {name: [op.heads for _, op in a.modules if isinstance(op, bp.Attention)] for name, a in found.items()}
+    assert heads == {"deep": [8] * 6, "middle": [24] * 2, "wide": [48]}
+    inner = {name: sum(p.numel for key, p in a.parameters.items() if ".mixer.op." in key) for name, a in found.items()}
+    assert set(inner.values()) == {4 * 512 * 48 * 64}
+    total = {name: a.cost(1000).parameters for name, a in found.items()}
+    assert total["deep"] - total["wide"] == 5 * (8 * 512**2 + 2 * 2 * 512)                 # 5 MLPs, and norms of 5 blocks
+    assert wide_attention.space().size() == 3 * 6
+
+
+@pytest.mark.parametrize("mechanism", bp.presets.wide_attention.MECHANISMS)
+def test_wide_attention_serves_every_mechanism(mechanism):
+    space = bp.presets.wide_attention.space(mechanisms=(mechanism,), total_heads=4)
+    ids = torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(0))
+    for genome in space.enumerate():
+        assert space.architecture(genome).build(seed=0)(ids).isfinite().all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -203,7 +203,7 @@ def test_depth_scale_divides_branches_by_the_root_of_their_number():
 # -- what earlier layers gave ------------------------------------------------------------------------------------------
 
 STARTS = [bp.DenseAverage(), bp.DenseAverage(dilation=2), bp.DenseAverage(dilation=3, period=2), bp.DeepCrossAttention(),
-          bp.DeepCrossAttention(keep_last=1), bp.PathEnsemble(), bp.PathEnsemble(per_channel=False),
+          bp.DeepCrossAttention(keep_last=1), bp.PathEnsemble(), bp.PathEnsemble(per_channel=False), bp.FeatureAverage(),
           bp.DualStream(channel_reads="both")]
 
 
@@ -247,6 +247,19 @@ def test_deep_cross_attention_weighs_every_earlier_output_per_channel_and_token(
             outputs.append(units[k].branch(read))
     assert row == len(stack.bias)
     torch.testing.assert_close(ours, read)
+
+
+def test_an_average_of_features_weighs_what_every_token_and_channel_mixer_gave():
+    block = bp.Block(mixer=bp.Mamba(state=2), channel=bp.SelectiveChannelMixer(size=4, state=2))
+    model = shaken(architecture(Stack((block,) * 3, bp.FeatureAverage())).build(2)).double()
+    stack, x = model.layers[0], drawn(2, 7, 16)
+    weights, given = list(stack.weights), [x]
+    for layer in stack.layers:
+        for mixer in (layer.mixer, layer.channel):
+            row = [weights.pop(0) for _ in given]
+            given.append(mixer.op(mixer.norm(sum(w * g for w, g in zip(row, given, strict=True)))))
+    assert len(weights) == len(given) == 7
+    torch.testing.assert_close(stack(x), sum(w * g for w, g in zip(weights, given, strict=True)))
 
 
 def test_an_ensemble_with_one_path_left_gives_that_path():
@@ -382,6 +395,21 @@ def test_a_network_whose_annealing_is_over_folds_into_scales_and_shifts():
     torch.testing.assert_close(alone, linear.double()(norm.double()(x)), rtol=1e-5, atol=1e-6)
 
 
+def test_a_network_of_linear_attention_keeps_its_scores_when_its_norms_are_folded():
+    layer = bp.presets.slab.layer(2, 4, 7)
+    model = bp.Space(embed=bp.PatchEmbedding(4, 1, 28, grid=True, position=True), width=16, body=(layer,) * 2,
+                     head=bp.ClassifierHead(3), norm=bp.PRepBN(4)).sample(0).build(0)
+    pixels = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(pixels).square().mean().backward()
+        optimizer.step()
+    ours = bp.folded(model.eval())
+    torch.testing.assert_close(ours(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+    assert {type(op).__name__ for _, op in ours.architecture.modules if op.kind == "norm"} == {"Affine"}
+
+
 @pytest.mark.parametrize(("convert", "model", "words"), [
     (bp.folded, lambda: trained(bp.PRepBN(steps=40), steps=2), "its annealing is over"),
     (bp.recentred, lambda: trained(bp.RMSNorm(), steps=1), "has layer norms everywhere"),
@@ -497,3 +525,41 @@ def test_magneto_starts_its_matrices_larger_the_deeper_it_is():
     assert alone == pytest.approx(math.sqrt(math.log(18)))
     both = bp.magneto(architecture((layer,) * 4), decoder_layers=6).init["layers.0.mixer.op.out.weight"]
     assert both == pytest.approx(math.sqrt(math.log(18) * math.log(8) / 3))
+
+
+def test_magneto_tells_the_encoder_from_the_decoder_that_reads_it():
+    layer = bp.Block(mixer=bp.Attention(heads=2, sub_norm=True), channel=bp.MLP(ratio=1, sub_norm=True))
+    reader = (bp.Block(mixer=bp.Attention(heads=2, sub_norm=True)),
+              bp.Block(mixer=bp.CrossAttention(heads=2), channel=bp.MLP(ratio=1, sub_norm=True)))
+    init = bp.magneto(architecture(bp.EncoderDecoder((layer,) * 4, reader * 6))).init
+    own = {name: init[f"layers.0.{name}"] for name in (
+        "encoder.layers.3.mixer.op.value.weight", "encoder.layers.0.channel.op.up.weight",
+        "decoder.layers.0.mixer.op.out.weight", "decoder.layers.11.channel.op.down.weight")}
+    encoder, decoder = math.sqrt(math.log(18) * math.log(8) / 3), math.sqrt(math.log(18))
+    assert list(own.values()) == pytest.approx([encoder, encoder, decoder, decoder])
+    assert not any("query" in name or "decoder.layers.1.mixer" in name for name in init)
+    alone = bp.magneto(architecture((layer,) * 4), decoder_layers=6).init["layers.0.mixer.op.value.weight"]
+    assert alone == pytest.approx(encoder)
+    with pytest.raises(ValueError, match="holds both"):
+        bp.magneto(architecture(bp.EncoderDecoder((layer,), reader)), encoder_layers=3)
+
+
+def test_behind_a_sub_norm_the_size_of_values_does_not_matter_and_that_of_outputs_does():
+    """What the paper's bound rests on: gamma reaches the stream through the last matrix alone."""
+    layer = bp.Block(mixer=bp.Attention(heads=2, sub_norm=True), channel=bp.MLP(ratio=1, sub_norm=True))
+    sublayer, x = bp.magneto(architecture((layer,) * 16)).build(1).double().layers[0].mixer, drawn(1, 5, 16)
+    sublayer.op.value.weight.data.mul_(1e3)                  # so that the epsilon of the norm does not matter
+    before = sublayer.branch(x)
+    sublayer.op.value.weight.data.mul_(1e3)
+    torch.testing.assert_close(sublayer.branch(x), before)
+    sublayer.op.out.weight.data.mul_(2)
+    torch.testing.assert_close(sublayer.branch(x), 2 * before)
+
+
+def test_a_deep_stack_of_layers_that_remember_is_laid_out_in_time_and_space_of_its_depth():
+    """Each of its layers may stand behind any number of others, and every such rewrite used to double what was kept."""
+    layer = bp.Block(mixer=bp.LayerMixAttention(heads=2), channel=bp.MLP(ratio=1))
+    found = bp.Space(embed=bp.TokenEmbedding(vocab=32), width=16, head=bp.LanguageHead(tied=True),
+                     body=Stack((layer, bp.Block(channel=bp.MLP(ratio=1))) * 20, bp.LayerMemory()))
+    origins = [site.origins for site in found.sites() if site.origins]
+    assert origins and all(len(set(made)) == len(made) for held in origins for made in held.values())

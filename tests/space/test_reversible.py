@@ -106,3 +106,15 @@ def test_it_is_another_network_than_a_plain_residual():
                          for residual in (bp.Residual(), bp.Reversible()))
     assert plain.hash != reversible.hash
     assert plain.cost().parameters == reversible.cost().parameters
+
+
+def test_a_reformer_finds_the_same_buckets_on_the_way_back():
+    """Hashing chooses, and inputs are computed anew up to rounding: in float64 no choice turns."""
+    block = bp.Block(mixer=bp.LSHAttention(heads=2, rounds=2, buckets=4, members=8), channel=bp.MLP(ratio=2))
+    layers = stack_of(model(3, block)).double()
+    x = torch.randn(2, 63, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layers.parameters()]
+    ours = torch.autograd.grad(layers(x).sin().sum(), wanted)
+    theirs = torch.autograd.grad(Units.forward(layers, x).sin().sum(), wanted)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

@@ -377,7 +377,9 @@ TRANSITIONS = [
     bp.PooledMerging(width=12), bp.PooledMerging(stride=3, activation="gelu"), bp.PooledMerging(width=24, stride=1),
     bp.NextTransformer(width=24, head_dim=4), bp.NextTransformer(width=32, head_dim=8, reduction=2, ratio=3, kernel=5),
     bp.GhostTransition(width=24), bp.GhostTransition(width=9, stride=1, gate=None, squeeze=True),
-    bp.GhostTransition(stride=3, thin=5, expand=1.5)]
+    bp.GhostTransition(stride=3, thin=5, expand=1.5),
+    bp.InvertedMerging(width=24), bp.InvertedMerging(width=12, expand=1, of="out", squeeze=None, activation="gelu"),
+    bp.InvertedMerging(stride=1, kernel=5, expand=3)]
 
 
 def transition(config, width=16):
@@ -420,6 +422,43 @@ def test_the_next_transformer_carries_on_what_attended_beside_convolutions_of_it
     close(y[..., 16:], p + made.conv(p))
 
 
+@pytest.mark.parametrize("config", [bp.InvertedMerging(width=24, expand=3), bp.InvertedMerging(
+    width=12, of="out", squeeze=None, activation="gelu", stride=3, kernel=5, expand=1)], ids=repr)
+def test_a_bottleneck_between_stages_is_the_convolutions_of_its_paper(config):
+    """Against torch's own modules in training mode, where norms look at the batch; gradients as well."""
+    made, x = transition(config), grid(5, 7).requires_grad_()
+    act = torch.nn.GELU() if config.activation == "gelu" else torch.nn.ReLU()
+    y = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), made.up.weight[..., None, None])
+    y = act(torch.nn.functional.batch_norm(y, None, None, training=True))
+    y = torch.nn.functional.conv2d(y, made.thin.taps[:, None], stride=config.stride, padding=config.kernel // 2, groups=len(
+        made.thin.taps))
+    y = act(torch.nn.functional.batch_norm(y, None, None, training=True))
+    if config.squeeze is not None:
+        mean = y.mean((2, 3))
+        weights = made.weigh.restore.weight @ (made.weigh.squeeze.weight @ mean.T).relu()
+        assert made.weigh.squeeze.weight.shape == (16, 48)                   # 48 / 4, rounded to a multiple of 8
+        y = y * torch.sigmoid(weights.T)[..., None, None]
+    y = torch.nn.functional.conv2d(y, made.down.weight[..., None, None])
+    y = torch.nn.functional.batch_norm(y, None, None, training=True).permute(0, 2, 3, 1)
+    close(made(x), y)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), [x, made.up.weight], retain_graph=True) for out in (made(x), y))
+    for one, other in zip(ours, theirs, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("config", [bp.NormedMLP(ratio=1), bp.NormedMLP(2, "silu", True, "layer")], ids=repr)
+def test_a_feed_forward_layer_of_normed_matrices_is_its_formula(config):
+    made, x = transition(config), grid(5, 7)
+    def norm(y):
+        if config.norm == "layer":
+            return (y - y.mean(-1, keepdim=True)) / (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        flat = y.flatten(0, -2)
+        return (y - flat.mean(0)) / (flat.var(0, unbiased=False) + 1e-5).sqrt()
+    h = norm(x @ made.up.weight.T)
+    y = norm((h.clamp(min=0) if config.activation == "relu" else h / (1 + (-h).exp())) @ made.down.weight.T)
+    close(made(x), y.clamp(min=0) if config.last else y)
+
+
 def test_weights_of_channels_that_stay_in_place_are_not_put_in_another_order():
     """Every operator that reads ranges of the stream holds its order, on both sides of a block that widens it."""
     body = (bp.Block(mixer=bp.MultiHeadConv(head_dim=8), norm=bp.NoNorm()), bp.NextTransformer(width=24, head_dim=8),
@@ -432,7 +471,8 @@ def test_weights_of_channels_that_stay_in_place_are_not_put_in_another_order():
     torch.testing.assert_close(model(pixels), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ghostnetv2", "squeezeformer"])
+@pytest.mark.parametrize("name", ["ghostnetv2", "squeezeformer", "shvit", "efficientvim", "fcaformer", "slab",
+                                  "mambamixer"])
 def test_a_network_behind_a_stem_of_its_own_is_exported_and_stands_alone(name, tmp_path):
     bp.export(getattr(bp.presets, name).fixed("tiny").build(seed=0).eval(), tmp_path / name)      # compares outputs
     assert "bodyplan" not in (tmp_path / name / "model.py").read_text()
@@ -458,6 +498,10 @@ def test_a_network_behind_a_stem_of_its_own_is_exported_and_stands_alone(name, t
     (bp.NiNGate(ratio=0), "ratio must be a positive number at here: got 0"),
     (bp.DFCAttention(kernel=4), "kernel must be odd at here: got 4; use 3 or 5"),
     (bp.GhostUnit(gate=4), "gate must be odd at here: got 4; use 3 or 5"),
+    (bp.InvertedMerging(kernel=4), "kernel must be odd at here: got 4; use 3 or 5"),
+    (bp.InvertedMerging(of="both"), "unknown of 'both'"),
+    (bp.InvertedMerging(activation="silu"), "unknown activation 'silu'"),
+    (bp.NormedMLP(norm="rms"), "unknown norm 'rms'"), (bp.NormedMLP(ratio=0), "ratio must be a positive number at here"),
     (bp.GhostTransition(thin=2), "thin must be odd at here: got 2; use 1 or 3"),
     (bp.SubspaceAttention(groups=3), "groups must divide width at here: got 3 and 16; use 2 or 4"),
     (bp.DepthwiseMLP(reduction=0), "reduction must be a whole number of at least 1 at here: got 0; use None"),

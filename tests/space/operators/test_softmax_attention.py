@@ -717,6 +717,66 @@ def cross(x, taps):
     return torch.stack(tokens, 1)
 
 
+def stage_of_fca(times, side=5, width=8):
+    """Attention and enhancement of so many layers, with weights that are not their starting values."""
+    from bodyplan.space.presets.fcaformer import layer
+
+    blocks = [part for n in range(times) for part in layer(2, side, n + 1 < times, ratio=1, scale=0.5)]
+    stack = bp.Stack(tuple(blocks), bp.LayerMemory()).build(width).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).abs())
+    return stack.eval()
+
+
+def test_a_stage_of_fcaformer_is_its_formulas():
+    """Layer by layer, pair by pair: distances, scaled and biased cross tokens, enhancement in the place of the stream."""
+    stack, crosses = stage_of_fca(3), []
+    x = torch.randn(2, 5, 5, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64, requires_grad=True)
+    y = x
+    for looking, enhance, feed in zip(stack.layers[::3], stack.layers[1::3], stack.layers[2::3], strict=True):
+        op, w = looking.mixer.op, dict(looking.mixer.op.named_parameters())
+        tokens = looking.mixer.norm(y).flatten(1, 2)
+        more = [torch.nn.functional.layer_norm(w["scale"][n][:, None] * part, (8,), w["norm.weight"], w["norm.bias"])
+                for n, part in enumerate(crosses)]
+        q, k, v = ((part @ w[f"{name}.weight"].T).unflatten(-1, (2, 4)) for name, part in (
+            ("query", tokens), ("key", torch.cat([tokens, *more], 1)), ("value", torch.cat([tokens, *more], 1))))
+        bias = torch.stack([torch.stack([w["distance"][:, abs(i // 5 - j // 5), abs(i % 5 - j % 5)] for j in range(25)] + [
+            w["bias"][n, s] for n in range(len(more)) for s in range(more[n].shape[1])]) for i in range(25)])
+        score = torch.einsum("bthp,bshp->bhts", q, k) / 2 + bias.permute(2, 0, 1)
+        given = torch.einsum("bhts,bshp->bthp", score.softmax(-1), v).flatten(2) @ w["out.weight"].T
+        y = y + looking.mixer.join.weight * given.view(y.shape)
+        if enhance.mixer.op.merging is not None:
+            conv = torch.nn.functional.conv2d(y.permute(0, 3, 1, 2), enhance.mixer.op.merging[:, None], stride=4, padding=3,
+                                              groups=8)
+            crosses.append(conv.flatten(2).mT)
+            assert crosses[-1].shape[1] == op.scale.shape[1] if op.scale is not None else True
+        filtered = torch.nn.functional.conv2d(y.permute(0, 3, 1, 2), enhance.mixer.op.taps[:, None], padding=1, groups=8)
+        norm = enhance.mixer.op.norm
+        y = ((filtered.permute(0, 2, 3, 1) - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias)
+        y = y + feed.channel.join.weight * feed.channel.op(feed.channel.norm(y))
+    assert len(crosses) == 2 and crosses[0].shape[1] == 4
+    ours = stack(x)
+    assert torch.allclose(ours, y, atol=1e-9)
+    wanted = [x, *stack.parameters()]
+    for a, b in zip(*(torch.autograd.grad(out.sin().sum(), [p for p in wanted if p.requires_grad], retain_graph=True,
+                                          allow_unused=True) for out in (ours, y)), strict=True):
+        assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-8))
+
+
+@torch.no_grad()
+def test_cross_tokens_that_nobody_looks_at_and_no_distances_leave_plain_attention():
+    stack = stage_of_fca(2, width=16)
+    second = stack.layers[3].mixer.op
+    second.bias.fill_(-1e9)
+    second.distance.zero_()
+    plain = like(second, bp.Attention(heads=2, bidirectional=True, rotary=False))
+    x = torch.randn(2, 5, 5, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    shared = {"layers": [torch.randn(2, 4, 16, dtype=torch.float64)]}
+    assert torch.allclose(second(x, shared), plain(x.flatten(1, 2)).view(x.shape), atol=1e-12)
+
+
 def test_every_weight_of_a_forward_cross_stack_takes_part_and_costs_what_torch_counts():
     layer = bp.Block(mixer=bp.ForwardCrossAttention(heads=2), channel=bp.MLP(ratio=1))
     architecture = bp.Space(width=16, body=bp.Stack((layer,) * 3, bp.LayerMemory()), **IMAGE).sample(0)
@@ -729,7 +789,7 @@ def test_every_weight_of_a_forward_cross_stack_takes_part_and_costs_what_torch_c
 
 
 @pytest.mark.parametrize("mixer", [bp.LayerMixAttention(before=1), bp.SkipAttention(before=2),
-                                   bp.ForwardCrossAttention(before=1)], ids=operator_label)
+                                   bp.ForwardCrossAttention(before=1), bp.FcaAttention(before=1)], ids=operator_label)
 def test_a_layer_that_remembers_nothing_says_where_it_belongs(mixer):
     with pytest.raises(ValueError, match="LayerMemory()"):
         built(mixer, 16)(inputs(9))

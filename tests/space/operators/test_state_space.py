@@ -66,6 +66,49 @@ def test_channels_of_a_token_know_no_other_token():
     assert (module(changed)[..., 0] != module(x)[..., 0]).all(), "the first channels see the last"
 
 
+def test_the_states_of_every_stage_have_class_scores_of_their_own_in_learned_shares():
+    """A head over the fused token against the paper's four heads, summed in shares; a stage that tells is the same stage."""
+    def stage(state, tells, *before):
+        return (*before, bp.Block(mixer=bp.HiddenStateMixer(state=state, tells=tells), norm=bp.LayerNorm()))
+
+    fusion = bp.StateFusion(stage(4, True), stage(3, True, bp.InvertedMerging(width=24)), (
+        *stage(2, True, bp.InvertedMerging(width=8)), bp.StreamNorm(bp.LayerNorm())))
+    found = bp.Space(embed=bp.PatchEmbedding(patch=4, image=28, grid=True), width=16, body=fusion, norm=bp.NoNorm(),
+                     head=bp.ClassifierHead(classes=5)).sample(0)
+    model = found.build(seed=1).double().eval()
+    module, head = model.layers[0], model.head.scores
+    with torch.no_grad():
+        module.share.copy_(random(4))
+        head.bias.copy_(random(5, seed=2))
+    x, means = model.embed(random(2, 1, 28, 28, seed=3)), []
+    for layers in (module.first, module.second, module.third):
+        for layer in layers:
+            if hasattr(layer, "mixer"):
+                h = layer.mixer.op.mixed(layer.mixer.norm(x))[1]
+                means.append(torch.nn.functional.layer_norm(h, h.shape[-1:]).mean(1))
+            x = layer(x)
+    means.append(x.mean((1, 2)))
+    shares, at, scores = torch.softmax(module.share, 0), 0, head.bias
+    for share, mean in zip(shares, means, strict=True):
+        scores = scores + share * mean @ head.weight[:, at:at + mean.shape[1]].T
+        at += mean.shape[1]
+    assert at == head.weight.shape[1] == 16 + 24 + 8 + 8 == found.plan.out_width
+    same(model(random(2, 1, 28, 28, seed=3)), scores)
+    quiet = bp.HiddenStateMixer(state=4).build(16).double()
+    quiet.load_state_dict({k: v for k, v in module.first[0].mixer.op.state_dict().items() if "told" not in k})
+    y = random(2, 3, 5, 16)
+    assert torch.equal(quiet(y), module.first[0].mixer.op(y))
+
+
+@pytest.mark.parametrize("second", [(), (bp.Block(mixer=bp.HiddenStateMixer(state=2)),),
+                                    (bp.Block(mixer=bp.HiddenStateMixer(tells=True)),) * 2])
+def test_a_stage_that_does_not_tell_its_states_once_is_refused(second):
+    told = (bp.Block(mixer=bp.HiddenStateMixer(state=2, tells=True)),)
+    with pytest.raises(ValueError, match=r"the last HiddenStateMixer of a stage tells its states"):
+        bp.Space(embed=bp.PatchEmbedding(patch=4, image=28, grid=True), width=8, body=bp.StateFusion(told, second, told),
+                 head=bp.ClassifierHead(classes=5)).sample(0).cost()
+
+
 def test_hidden_states_have_no_order_without_the_convolution():
     module, x = module_of(bp.HiddenStateMixer(state=5, kernel=1), 16), random(2, 5, 7, 16)
     order = torch.randperm(35, generator=torch.Generator().manual_seed(0))
