@@ -57,8 +57,7 @@ def _gated_linear(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 
 def _liger(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     batch, length = _sizes(inputs)
-    padded = length if length <= module.window else math.ceil(length / module.window) * module.window
-    pairs = sum(min(i + 1, module.window) for i in range(padded))
+    pairs = sum(min(i + 1, module.window) for i in range(length))
     gated = _gated(batch, length, module.heads, module.head_dim, module.head_dim, module.chunk)
     return gated + float(2 * batch * module.heads * module.head_dim * pairs)
 

@@ -53,25 +53,31 @@ def attend(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int | None, b
 
 
 def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int, bidirectional: bool) -> Tensor:
-    """`attend` in blocks of `window` queries: each sees its own keys and those of the block before, bidirectional also of the
-    block behind. S is T and at most window - 1 tokens before.
+    """`attend` in blocks of `window` queries, each with its own keys and those of the block before; bidirectional, also
+    with those of the block behind. S is T and at most window - 1 tokens before; queries that fill no block come last.
 
     Legend: N blocks, W queries of a block, S keys around a block, X sequences and blocks.
     """
     batch, length, heads, head_dim = q_BTHP.shape
-    before, num_blocks = k_BSGP.shape[1] - length, -(-length // window)
-    end, span = num_blocks * window - length, (3 if bidirectional else 2) * window
-    q = F.pad(q_BTHP, (0, 0, 0, 0, 0, end)).view(-1, window, heads, head_dim).transpose(1, 2)
-    pads = (0, 0, 0, 0, window - before, end + span - 2 * window)
-    k, v = (F.pad(each, pads).unfold(1, span, window).flatten(0, 1).transpose(-1, -2) for each in (k_BSGP, v_BSGP))
+    before, num_blocks = k_BSGP.shape[1] - length, length // window
+    whole, span = num_blocks * window, (3 if bidirectional else 2) * window
+    q = q_BTHP[:, :whole].reshape(-1, window, heads, head_dim).transpose(1, 2)
+    ends = whole + (min(window, length - whole) if bidirectional else 0)
+    pads = (0, 0, 0, 0, window - before, whole + span - 2 * window - ends)
+    k, v = (F.pad(each[:, :before + ends], pads).unfold(1, span, window).flatten(0, 1).transpose(-1, -2)
+            for each in (k_BSGP, v_BSGP))
     query_W1, key_S = torch.arange(window, device=q.device)[:, None], torch.arange(span, device=q.device)
     near_WS = (key_S > query_W1) & (key_S < query_W1 + span - window + (not bidirectional))
     at_N1S = key_S + torch.arange(num_blocks, device=q.device)[:, None, None] * window - window + before
-    # A query that fills up the last block sees itself, since a softmax over nothing is no number.
-    real_NWS = (at_N1S >= 0) & ((at_N1S < k_BSGP.shape[1]) | (key_S == query_W1 + window))
-    y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=(near_WS & real_NWS).repeat(batch, 1, 1)[:, None],
+    mask_NWS = near_WS & (at_N1S >= 0) & (at_N1S < k_BSGP.shape[1])
+    y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NWS.repeat(batch, 1, 1)[:, None],
                                             enable_gqa=q.shape[1] != k.shape[1])
-    return y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)[:, :length]
+    y_BTHP = y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)
+    if whole == length:
+        return y_BTHP
+    near = length - whole + window - 1
+    rest_BTHP = attend(q_BTHP[:, whole:], k_BSGP[:, -near:], v_BSGP[:, -near:], window, bidirectional)
+    return torch.cat([y_BTHP, rest_BTHP], dim=1)
 
 
 def visible(new: int, seen: int, window: int | None, bidirectional: bool, device: torch.device) -> Tensor | None:
@@ -142,7 +148,7 @@ class CausalAttention(nn.Module):
 
     def new_tokens(self, x_BTD: Tensor, start: int,
                    shared: dict[str, Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the new tokens, values mixed with those of the first layer where that is asked."""
+        """Queries, keys and values of the new tokens, the values mixed with the first layer's where that is asked."""
         q_BTHP, k_BTGP, v_BTGP = self.projected(x_BTD, start)
         if shared is not None:
             shared.setdefault("first_value", v_BTGP)

@@ -75,7 +75,7 @@ class ImagePatches(nn.Module):
                  grid: bool = False, kernel: int | None = None, norm: bool = False, class_token: bool = False,
                  padded: bool = True, waves: bool = False):
         super().__init__()
-        self.patch, self.rows, self.columns, self.grid = patch, rows, columns, grid
+        self.patch, self.grid = patch, grid
         self.kernel, self.padded = kernel or patch, padded
         self.token = nn.Parameter(torch.empty(width)) if class_token else None
         self.projection = nn.Linear(channels * self.kernel**2, width, bias=False)
@@ -94,15 +94,14 @@ class ImagePatches(nn.Module):
             x_BTD = self.norm(x_BTD)
         if self.position is not None:
             x_BTD = x_BTD + self.position.flatten(0, 1)
-        rows, columns = self.rows, self.columns
-        if self.position_taps is not None:                                # at whatever resolution
-            inside = 0 if self.padded else self.kernel - self.patch
-            rows, columns = (-(-(size - inside) // self.patch) for size in sides)
-            places_1HWD = fourier_places(x_BTD.unflatten(1, (rows, columns)), x_BTD.shape[-1] // 2)[None]
+        inside = 0 if self.padded else self.kernel - self.patch
+        places = tuple(-(-(size - inside) // self.patch) for size in sides)              # at whatever resolution
+        if self.position_taps is not None:
+            places_1HWD = fourier_places(x_BTD.unflatten(1, places), x_BTD.shape[-1] // 2)[None]
             x_BTD = x_BTD + filtered(places_1HWD, self.position_taps).flatten(1, 2)
         if self.token is not None:
             x_BTD = torch.cat([self.token.expand(len(x_BTD), 1, -1), x_BTD], dim=1)
-        return x_BTD.view(len(x_BTD), rows, columns, -1) if self.grid else x_BTD
+        return x_BTD.unflatten(1, places) if self.grid else x_BTD
 
 
 @dataclass(frozen=True)

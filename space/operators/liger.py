@@ -20,7 +20,6 @@ from ..operator import Operator, Source
 from .attention import Attention, attend, rotate, rotation
 from .checks import require_whole
 from .recurrence import CHUNK, gated_macs
-from .spatial import rounded_up
 
 __all__ = ["Liger", "LigerAttention"]
 
@@ -124,10 +123,9 @@ class Liger(Operator):
                               self.rope_base, CHUNK)
 
     def macs(self, width: int, length: int) -> float:
-        """Projections, visible pairs, queries that fill up the last block included, and the recurrence's chunks."""
+        """Projections, visible pairs, and the recurrence's chunks."""
         head_dim = self._attention().sizes(width)[2]
-        filled = length if length <= self.window else rounded_up(length, self.window)
-        pairs = 2 * self.heads * head_dim * self._attention().visible_pairs(filled)
+        pairs = 2 * self.heads * head_dim * self._attention().visible_pairs(length)
         return float(self.matrix_numel(width) * length + pairs) + gated_macs(length, self.heads, head_dim, head_dim)
 
     def decode_macs(self, width: int, length: int) -> float:

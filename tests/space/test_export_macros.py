@@ -14,6 +14,9 @@ from bodyplan.space.export.module_file import streams
 from example_macros import ALL, BY_INPUT
 from exported_folders import assert_equal_to_the_module, assert_tidy, export_all, folder_name, judged, model_text
 
+# One process writes all folders, another judges them, which is most of the time of every run.
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(900)]
+
 CHOSEN = "topology as a choice"
 TOPOLOGIES = ("Residual", "DenseAverage", "ValueResidual", "CrossLayerKV", "HyperConnections", "Ladder")
 LOOPED = {"a recursion as a choice": ("Loop", "IterationEncoding", "HyperLoop", "VisitOrder", "OwnNorms"),

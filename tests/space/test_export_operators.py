@@ -13,6 +13,9 @@ from bodyplan.space.export.folder import _example as example_of
 from exported_folders import assert_equal_to_the_module, assert_tidy, export_all, judged, model_text
 from operator_examples import EXAMPLES
 
+# One process writes all folders, another judges them, which is most of the time of every run.
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(900)]
+
 TEXT = {"embed": bp.TokenEmbedding(vocab=32), "head": bp.LanguageHead(tied=False)}
 IMAGE = {"embed": bp.PatchEmbedding(patch=4, image=28, grid=True), "head": bp.ClassifierHead(classes=5)}
 SERIES = {"embed": bp.VariateEmbedding(steps=12), "head": bp.ForecastHead(horizon=3)}
