@@ -18,7 +18,7 @@ from ..operators.checks import require_divisor, require_whole
 from ..operators.neural_memory import Atlas, NeuralMemory
 from ..operators.prefix_attention import PrefixAttention, prefix_axes, prefix_pairs
 from ..operators.rmsnorm import RootMeanSquareNorm
-from .base import Macro, Part, as_items
+from .base import Macro, Part, Runs
 
 if TYPE_CHECKING:
     from ..graph import Draft
@@ -143,10 +143,10 @@ class ContextMemory(nn.Module):
 class MemoryAsContext(BesideMemory):
     """Titans with memory as a context (MAC; Behrouz, Zhong and Mirrokni, 2025), a mixer.
 
-    A segment of `segment` tokens asks the memory as it was before the segment; `persistent` learned tokens, the answers and
-    the segment are what attention within the segment sees; its outputs are what the memory learns, and what the memory
-    then gives gates them. memory: a `NeuralMemory` (or `Atlas`), whose chunks end where segments do. heads, head_dim: of
-    the attention, with rotary positions along [persistent, answers, segment].
+    A segment of `chunks` chunks of the memory asks it as it was before the segment; `persistent` learned tokens, the
+    answers and the segment are what attention within the segment sees; its outputs are what the memory learns, and what
+    the memory then gives gates them. memory: a `NeuralMemory` or an `Atlas`. heads, head_dim: of the attention, with
+    rotary positions along [persistent, answers, segment].
 
     Read so that no token sees a later one: a token attends to the answers to the tokens up to its own, and its output is
     gated by the memory as it is after that token (in chunks, as everywhere), not after the whole segment. Queries are the
@@ -155,7 +155,7 @@ class MemoryAsContext(BesideMemory):
     """
 
     memory: Any = NeuralMemory()
-    segment: Any = 64
+    chunks: Any = 4
     persistent: Any = 4
     heads: Any = 4
     head_dim: Any = None
@@ -163,14 +163,18 @@ class MemoryAsContext(BesideMemory):
 
     def check(self, width: int, where: str) -> None:
         super().check(width, where)
-        require_whole("segment", self.segment, where)
-        for memory in as_items(self.memory):
+        require_whole("chunks", self.chunks, where)
+
+    def check_stream(self, field: str, items: list[Any], where: str) -> None:
+        for memory in items:
             if isinstance(memory, Operator) and not isinstance(memory, (NeuralMemory, Atlas)):
-                raise ValueError(f"memory is a NeuralMemory or an Atlas at {where}: got {type(memory).__name__}, which "
-                                 "cannot be asked without learning; use MemoryAsGate")
-            if isinstance(getattr(memory, "chunk", None), int) and self.segment % memory.chunk:
-                raise ValueError(f"a segment is whole chunks of its memory at {where}: got {self.segment} tokens and chunks "
-                                 f"of {memory.chunk}")
+                raise ValueError(f"memory is a NeuralMemory or an Atlas at {where}.{field}: got {type(memory).__name__}, "
+                                 "which cannot be asked without learning; use MemoryAsGate")
+
+    @property
+    def segment(self) -> int:
+        """Tokens of a segment."""
+        return int(self.chunks * self.memory.chunk)
 
     def token_macs(self, width: int) -> float:
         """Of every token: projections of it and of its answer, and the answer."""
@@ -197,7 +201,13 @@ class MemoryAsContext(BesideMemory):
                    + self.memory.heads * (layers + past))
 
     def parts(self, width: int, length: Length) -> list[Part]:
-        return [Part("memory", self.memory, ("memory",), width, tokens_of(length))]
+        tokens = tokens_of(length)
+        part = Part("memory", self.memory, ("memory",), width, tokens)
+        if self.memory.as_delta_rule() is None:
+            return [part]
+        full, rest = divmod(tokens, self.segment)            # the kernel's work depends on how many tokens it gets at once
+        whole = tuple((size, count) for size, count in ((self.segment, full), (rest, 1)) if size and count)
+        return [part._replace(runs=Runs(whole, ((tokens, 1),), (), tokens))]
 
     def build(self, width: int) -> nn.Module:
         return ContextMemory(self.memory.build(width), self.attention(width), width, self.segment, self.persistent)

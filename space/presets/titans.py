@@ -54,13 +54,13 @@ def block(mixer: Any) -> Block:
     return Block(mixer=mixer, channel=SwiGLU(2))
 
 
-def body(variant: str, layers: Any, memory: Any, heads: Any, reach: Any, persistent: Any) -> Any:
+def body(variant: str, layers: Any, memory: Any, heads: Any, reach: Any, persistent: Any, chunks: Any) -> Any:
     """The layers of one variant.
 
     Raises ValueError for a variant that is not there.
     """
     if variant == "mac":
-        return repeat(block(MemoryAsContext(memory, segment=reach, persistent=persistent, heads=heads)), times=layers)
+        return repeat(block(MemoryAsContext(memory, chunks=chunks, persistent=persistent, heads=heads)), times=layers)
     if variant == "mag":
         return repeat(block(MemoryAsGate(memory, window=reach, persistent=persistent, heads=heads)), times=layers)
     if variant == "mal":
@@ -74,7 +74,7 @@ def body(variant: str, layers: Any, memory: Any, heads: Any, reach: Any, persist
 def space(variant: str = "mac", vocab: int = 256) -> Space:
     """Width and depth, the memories' depth, and how far attention sees."""
     memory = NeuralMemory(heads=choice(2, 4), depth=choice(1, 2), chunk=16)
-    layers = body(variant, choice(2, 3, 4), memory, choice(2, 4), choice(16, 32, 64), choice(2, 4, 8))
+    layers = body(variant, choice(2, 3, 4), memory, choice(2, 4), choice(16, 32, 64), choice(2, 4, 8), choice(1, 2, 4))
     return Space(embed=TokenEmbedding(vocab), width=choice(32, 64, 96), body=layers, head=LanguageHead(tied=True))
 
 
@@ -82,4 +82,5 @@ def fixed(size: str = "tiny", variant: str = "mac") -> Architecture:
     """Three layers of one variant with bytes as tokens."""
     it = at_size(SIZES, size)
     return only(embed=TokenEmbedding(it.vocab), width=it.width, head=LanguageHead(tied=True), body=body(
-        variant, it.layers, NeuralMemory(heads=it.heads, chunk=it.chunk), it.heads, it.reach, it.persistent))
+        variant, it.layers, NeuralMemory(heads=it.heads, chunk=it.chunk), it.heads, it.reach, it.persistent,
+        it.reach // it.chunk))
