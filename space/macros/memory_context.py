@@ -154,7 +154,7 @@ class MemoryAsContext(BesideMemory):
     memory's.
     """
 
-    memory: Any = NeuralMemory()
+    memory: Any
     chunks: Any = 4
     persistent: Any = 4
     heads: Any = 4

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..operator import Length, tokens_of
 from ..operators.checks import require_whole
-from ..operators.neural_memory import NeuralMemory
 from ..operators.prefix_attention import prefix_pairs
 from ..operators.rmsnorm import RootMeanSquareNorm
 from .base import Part
@@ -75,7 +74,7 @@ class MemoryAsGate(BesideMemory):
     and a sigmoid of the memory's: the paper normalises both with learned vectors before a non-linearity it does not name.
     """
 
-    memory: Any = NeuralMemory()
+    memory: Any
     window: Any = 64
     persistent: Any = 4
     heads: Any = 4
