@@ -16,7 +16,7 @@ from ..axes import Param, axis, param
 from ..operator import Length, Operator, Source, tokens_of
 from ..operators.checks import require_divisor, require_whole
 from ..operators.neural_memory import Atlas, NeuralMemory
-from ..operators.prefix_attention import PrefixAttention, prefix_axes, prefix_pairs
+from ..operators.prefix_attention import PersistentAttention, prefix_axes, prefix_pairs
 from ..operators.rmsnorm import RootMeanSquareNorm
 from .base import Macro, Part, Runs
 
@@ -65,9 +65,9 @@ class BesideMemory(Macro, abstract=True):
         return {**{f"attention.{name}": declared for name, declared in attention.items()}, "norm.weight": gain,
                 "memory_norm.weight": gain}
 
-    def attention(self, width: int) -> PrefixAttention:
+    def attention(self, width: int) -> PersistentAttention:
         """The module of the attention."""
-        return PrefixAttention(width, self.heads, self.size(width), self.rope_base, self.persistent)
+        return PersistentAttention(width, self.heads, self.size(width), self.rope_base, self.persistent)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         begin = draft.node(self.label(), "memory", place, self, stream)

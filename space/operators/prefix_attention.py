@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ..axes import Init, Param, axis, param
 from .causal_attention import rotate, rotation
 
-__all__ = ["PrefixAttention", "prefix_axes", "prefix_pairs"]
+__all__ = ["PersistentAttention", "prefix_axes", "prefix_pairs"]
 
 SMALLEST_BLOCK = 64             # queries at a time where a window is smaller
 
 
 def prefix_axes(width: int, heads: int, head_dim: int, persistent: int) -> dict[str, Param]:
-    """Parameters of `PrefixAttention` without its own name before them."""
+    """Parameters of `PersistentAttention` without its own name before them."""
     d, h = axis("width", width), axis("attention_heads", heads)
     turned, plain = h * axis("half", 2) * axis("pairs", head_dim // 2), h * axis("head_dim", head_dim)
     declared = {"query.weight": param(turned, d), "key.weight": param(turned, d), "value.weight": param(plain, d),
@@ -36,7 +36,7 @@ def prefix_pairs(tokens: int, window: int | None) -> int:
     return seen * (seen + 1) // 2 + (tokens - seen) * seen
 
 
-class PrefixAttention(nn.Module):
+class PersistentAttention(nn.Module):
     """Softmax attention with rotary positions; the prefix begins with learned tokens at positions 0, 1, ..."""
 
     def __init__(self, width: int, heads: int, head_dim: int, rope_base: float, persistent: int):
