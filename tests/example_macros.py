@@ -89,6 +89,12 @@ CAUSAL = {
     "segments": space((BLOCK, bp.SegmentRecurrence(
         bp.repeat(BLOCK, bp.integer(1, 2)), segment=bp.choice(4, 6), sensory=bp.choice(0, 2), cache=bp.choice(1, 4),
         memory=bp.choice(None, "mean", "recall"), key_dim=bp.choice(None, 8)))),
+    "memories and attention": space((
+        bp.Block(mixer=bp.MemoryAsContext(bp.NeuralMemory(heads=2, depth=bp.choice(1, 2), chunk=2), chunks=bp.choice(2, 3),
+                                          persistent=bp.choice(0, 2), heads=bp.choice(1, 2)), channel=bp.MLP(ratio=1)),
+        bp.PersistentTokens(bp.repeat(BLOCK, bp.integer(1, 2)), tokens=bp.choice(1, 3)),
+        bp.Block(mixer=bp.MemoryAsGate(bp.choice(bp.NeuralMemory(heads=2, chunk=4), bp.ShortConv(kernel=3)),
+                                       window=bp.choice(3, 5), persistent=bp.choice(0, 2), heads=bp.choice(1, 2))))),
     "reversible": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.Reversible())),
     "persistent selection": space(bp.Stack(bp.repeat(bp.Block(mixer=bp.SelectiveAttention(
         heads=2, tokens=3), channel=bp.SwiGLU(ratio=1)), bp.integer(2, 4)), bp.PersistentSelection(dense=bp.choice(0, 1)))),

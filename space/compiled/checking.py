@@ -102,9 +102,9 @@ class _Checker:
         for name in item.holds:
             if name in item.streams:
                 self._body(getattr(item, name), f"{where}.{name}")
-                item.check_stream(name, list(leaves(getattr(item, name))), where)
             elif getattr(item, name) is not None:
                 self._sublayer(getattr(item, name), name, f"{where}.{name}")
+            item.check_stream(name, list(leaves(getattr(item, name))), where)
 
     def _number(self, item: Any, check: Callable[[Any, str], None], where: str) -> None:
         """A plain field of a block, which may be a choice."""

@@ -20,6 +20,8 @@
     block_encoder       layers over one block at a time, which then is one vector
     latent_reasoning    layers that take the end of the sequence through themselves again
     segment_recurrence  layers over one segment at a time, with a memory between segments
+    memory_context, memory_gate   attention that a memory gates: within segments, over what it recalls; in a window
+    persistent_tokens   layers behind learned tokens
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before

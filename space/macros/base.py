@@ -106,7 +106,7 @@ class Macro(Operator, abstract=True):
             enlist(macros, cls)
 
     def check_stream(self, field: str, items: list[Any], where: str) -> None:
-        """Raise ValueError where nothing that may stand in a field of a stream suits the macro; fields may be choices."""
+        """Raise ValueError where what may stand in a field of parts does not suit the macro; fields may be choices."""
 
     def axes(self, width: int) -> dict[str, Any]:
         """The macro's own parameters by their names in its module."""

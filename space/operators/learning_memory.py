@@ -28,8 +28,6 @@ def memory_layers(features: int, hidden: int, outputs: int, depth: int) -> list[
     return [("first", features, hidden), *between, ("last", hidden, outputs)]
 
 
-
-
 class LearningMemory(nn.Module):
     """Per head `S_t = eta_t S_{t-1} - theta_t grad_t`, `M_t = a_t M_{t-1} + S_t`, read as M_t(q_t), normalised and gated.
 
@@ -97,6 +95,26 @@ class LearningMemory(nn.Module):
         y_BTG = self.norm(y_BTHV.to(x_BTD.dtype)).flatten(2) * F.silu(gate_BTG)
         return self.out(y_BTG), after
 
+    def beginning(self, like_BTD: Tensor) -> list[Tensor]:
+        """The memory before the first token of every sequence, [B, H, I, O] a layer, as it is trained."""
+        wide = torch.promote_types(like_BTD.dtype, torch.float32)
+        return [layer.to(wide).mT.expand(len(like_BTD), -1, -1, -1) for layer in self.layers()]
+
+    def recall(self, x_BTD: Tensor, layers: list[Tensor], past_BWM: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What a memory of these layers answers to tokens that it does not learn, and the past of their convolution."""
+        inner = self.heads * self.key_dim
+        q_BTM = F.linear(x_BTD, self.input.weight[:inner])
+        gate_BTG = F.linear(x_BTD, self.input.weight[self.sizes[0]:self.sizes[0] + self.sizes[1]])
+        if self.taps is not None:
+            q_BTM, past_BWM = causal_conv(q_BTM, self.taps[:inner], past_BWM)
+        q_BTHK = F.silu(q_BTM).to(layers[0].dtype).unflatten(-1, (self.heads, self.key_dim))
+        q_BTHK = q_BTHK * torch.rsqrt(q_BTHK.square().sum(-1, keepdim=True) + 1e-6)
+        y_BHTI = self.features(q_BTHK).transpose(1, 2)
+        for number, layer_BHIO in enumerate(layers):
+            y_BHTI = (F.silu(y_BHTI) if number else y_BHTI) @ layer_BHIO
+        y_BTG = self.norm(y_BHTI.transpose(1, 2).to(x_BTD.dtype)).flatten(2) * F.silu(gate_BTG)
+        return self.out(y_BTG), past_BWM
+
     def tokens(self, mixed_BTM: Tensor, logits: list[Tensor]) -> Tensor:
         """Query, key, value, log a, theta, log eta and weight of every token and head, side by side."""
         sizes = [self.heads * self.key_dim, self.heads * self.key_dim, self.heads * self.value_dim]
@@ -124,7 +142,7 @@ class LearningMemory(nn.Module):
 
     def by_chunks(self, token_BTHP: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         if state is None:
-            layers = [layer.to(token_BTHP.dtype).mT.expand(len(token_BTHP), -1, -1, -1) for layer in self.layers()]
+            layers = self.beginning(token_BTHP)
             surprise = [torch.zeros_like(layer) for layer in layers] if self.momentum else []
             before, pending = token_BTHP[:, :0], 0
         else:

@@ -160,8 +160,8 @@ class NeuralMemory(_Memory):
     values; None for none. rate: largest step; None for 1 / chunk, so that a key repeated all through a chunk is not
     overshot. The start of the memory is learned; a memory of one layer starts at zero.
 
-    Beside attention under one norm it is the paper's MAG (`Parallel(merge="gated")`), before it MAL. Persistent tokens, and
-    the memory as context that attention reads, are not part of a mixer.
+    The mixer is the paper's LMM. Its ways to work with attention are `MemoryAsContext` (MAC), `MemoryAsGate` (MAG) and, as
+    layers behind `PersistentTokens`, MAL.
     """
 
     heads: Any = 2

@@ -12,6 +12,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     mixed_attention     the type of attention decided per layer
     slab                linear attention under norms that turn into batch norms
     mambamixer          state spaces along tokens and along channels, over averages of all before
+    titans              a memory that learns while it reads: as context, as gate, as layer
     wide_attention      the same heads in many narrow layers or in a wide one
     vit, autoformer     images as sequences of patches
     cct, pit, t2t, tnt  small images, by convolutions; with pooling between stages; tokens of tokens; words in patches
@@ -67,6 +68,7 @@ from . import (
     squeezeformer,
     swin,
     t2t,
+    titans,
     tnt,
     transnormer,
     vit,
@@ -76,5 +78,5 @@ from . import (
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
            "efficientvim", "fcaformer", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama",
            "mamba2_hybrid", "mambamixer", "masformer", "metaformer", "mixed_attention", "mvit", "nextvit", "pit",
-           "pvt", "pvt_v2", "raftmlp", "shvit", "slab", "squeezeformer", "swin", "t2t", "tnt", "transnormer", "vit",
+           "pvt", "pvt_v2", "raftmlp", "shvit", "slab", "squeezeformer", "swin", "t2t", "titans", "tnt", "transnormer", "vit",
            "wide_attention"]
