@@ -77,9 +77,9 @@ class SeparateCrossLayers(DeepCrossLayers):
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         held = self.begin(x_BTD)
         for number, layer in enumerate(self.layers):
-            y_BTD = as_sequence(layer.mixer.op, self.streams(number, layer, held), False, shared)
+            y_BTD = as_sequence(layer.mixer.op, self.streams(number, layer, held), False, shared)  # type: ignore[union-attr, arg-type]
             held = self.write(2 * number, held, y_BTD)
-            y_BTD = change(layer.channel, self.read(2 * number + 1, held), shared)
+            y_BTD = change(layer.channel, self.read(2 * number + 1, held), shared)  # type: ignore[arg-type]
             held = self.write(2 * number + 1, held, y_BTD)
         return self.finish(held)
 
@@ -88,9 +88,9 @@ class SeparateCrossLayers(DeepCrossLayers):
         held, after = self.begin(x_BTD), []
         for number, layer in enumerate(self.layers):
             own, last = state[2 * number:2 * number + 2]
-            y_BTD, own = step_part(layer.mixer.op, self.streams(number, layer, held), own, False, shared)
+            y_BTD, own = step_part(layer.mixer.op, self.streams(number, layer, held), own, False, shared)  # type: ignore[union-attr]
             held = self.write(2 * number, held, y_BTD)
-            y_BTD, last = step_change(layer.channel, self.read(2 * number + 1, held), last, shared)
+            y_BTD, last = step_change(layer.channel, self.read(2 * number + 1, held), last, shared)  # type: ignore[arg-type]
             held = self.write(2 * number + 1, held, y_BTD)
             after += [own, last]
         return self.finish(held), after

@@ -232,6 +232,7 @@ class Attention(Operator):
                                     kept.noise())
         if self.subsample is not None:
             return SubsampledAttention(*plain, self.subsample.keep, self.subsample.spread, bool(self.bidirectional))
+        kind: type[CausalAttention]
         if self.separate:
             kind = BidirectionalSeparateAttention if self.bidirectional else SeparateAttention
         else:

@@ -125,4 +125,4 @@ class MoHDAttention(Operator):
         return self._token_macs(width) + float(2 * self.heads * head_size(self, width) * (length + 1))
 
     def state_numel(self, width: int, length: int) -> int:
-        return 2 * length * self.heads * head_size(self, width)
+        return int(2 * length * self.heads * head_size(self, width))
