@@ -142,6 +142,7 @@ _HOMES = {
     "MoE": ".space.operators.moe",
     "DynamicMoE": ".space.operators.dynamic_moe",
     "MoHD": ".space.operators.hidden_mixture",
+    "MoHDAttention": ".space.operators.hidden_mixture_attention",
     "GRKAN": ".space.operators.rational",
     "MemoryLayers": ".space.operators.memory_layers",
     "MemoryLayerMixer": ".space.operators.memory_layer_mixer",

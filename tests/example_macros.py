@@ -52,6 +52,10 @@ CAUSAL = {
     "dilated dense": space(bp.Stack(bp.repeat(BLOCK, bp.integer(3, 5)), bp.choice(bp.DenseAverage(dilation=2),
                                                                               bp.DenseAverage(2, period=2)))),
     "deep cross": space(bp.Stack(bp.repeat(BLOCK, bp.integer(2, 3)), bp.DeepCrossAttention(bp.choice(1, 2, None)))),
+    "separate deep cross": space(bp.Stack(bp.repeat(ATTENTION, bp.integer(1, 3)), bp.DeepCrossAttention(
+        bp.choice(1, None), separate=True))),
+    "deep cross, separate or not": space(bp.Stack(bp.repeat(ATTENTION, 2), bp.DeepCrossAttention(
+        separate=bp.choice(True, False)))),
     "averaged features": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.FeatureAverage())),
     "ensemble": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.PathEnsemble(bp.choice(True, False)))),
     "dual": space(bp.Stack(bp.repeat(BLOCK, bp.integer(1, 3)), bp.DualStream(bp.choice("both", "token"),

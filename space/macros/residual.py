@@ -26,6 +26,9 @@ class Residual:
     def check(self, where: str) -> None:
         """Raise ValueError for numbers that cannot be built."""
 
+    def check_layers(self, items: list[Any], where: str) -> None:
+        """Raise ValueError for layers that cannot be joined; their fields may be choices."""
+
     def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
         """Parameters beside those of the layers; `units` counts their sublayers."""
         return {}

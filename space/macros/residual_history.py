@@ -5,23 +5,28 @@ Legend: B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..axes import Param, axis, param
+from ..grammar import leaves
 from ..graph import RESIDUAL, SKIP
 from ..operator import Length, Source, tokens_of
 from ..operators.checks import is_whole
-from .residual import Residual, residual_label
-from .units import UnitLayers
+from ..operators.identity import Identity
+from ..plan import Block
+from .residual import Residual, attention_of, is_softmax, residual_label
+from .running import as_sequence, step_part
+from .units import UnitLayers, change, step_change
 
 if TYPE_CHECKING:
     from ..graph import Draft
 
-__all__ = ["DeepCrossAttention", "DeepCrossLayers", "EnsembleLayers", "PathEnsemble"]
+__all__ = ["DeepCrossAttention", "DeepCrossLayers", "EnsembleLayers", "PathEnsemble",
+           "SeparateCrossLayers"]
 
 
 class DeepCrossLayers(UnitLayers):
@@ -39,11 +44,7 @@ class DeepCrossLayers(UnitLayers):
 
     def read(self, k: int, held: list[Tensor]) -> Tensor:
         start = sum(min(n + 1, self.keep + 2) for n in range(k))
-        total_BTD = torch.zeros_like(held[0])
-        for j, g_BTD in enumerate(held):
-            gate_BT1 = torch.relu(g_BTD @ self.weight[k].unsqueeze(-1))
-            total_BTD = total_BTD + (self.bias[start + j] + gate_BT1) * g_BTD
-        return total_BTD
+        return combined(held, self.weight[k], self.bias[start:start + len(held)])
 
     def write(self, k: int, held: list[Tensor], y_BTD: Tensor) -> list[Tensor]:
         if len(held) < self.keep + 2:
@@ -54,24 +55,96 @@ class DeepCrossLayers(UnitLayers):
         return self.read(len(self.weight) - 1, held)
 
 
+class SeparateCrossLayers(DeepCrossLayers):
+    """The same over blocks of an attention and a channel mixer, whose keys and values read combinations of their own."""
+
+    def __init__(self, layers: list[nn.Module], width: int, units: int, keep: int):
+        super().__init__(layers, width, units, keep)
+        rows = sum(min(2 * k + 1, keep + 2) for k in range(len(layers)))
+        self.key_weight = nn.Parameter(torch.zeros(len(layers), width))
+        self.key_bias = nn.Parameter(torch.ones(rows, width))
+        self.value_weight = nn.Parameter(torch.zeros(len(layers), width))
+        self.value_bias = nn.Parameter(torch.ones(rows, width))
+
+    def streams(self, number: int, layer: Any, held: list[Tensor]) -> Tensor:
+        """What queries, keys and values of a layer read, normalised and side by side."""
+        start = sum(min(2 * n + 1, self.keep + 2) for n in range(number))
+        rows = slice(start, start + len(held))
+        read = (self.read(2 * number, held), combined(held, self.key_weight[number], self.key_bias[rows]),
+                combined(held, self.value_weight[number], self.value_bias[rows]))
+        return torch.cat([layer.mixer.norm(x_BTD) for x_BTD in read], -1)
+
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        held = self.begin(x_BTD)
+        for number, layer in enumerate(self.layers):
+            y_BTD = as_sequence(layer.mixer.op, self.streams(number, layer, held), False, shared)  # type: ignore[union-attr, arg-type]
+            held = self.write(2 * number, held, y_BTD)
+            y_BTD = change(layer.channel, self.read(2 * number + 1, held), shared)  # type: ignore[arg-type]
+            held = self.write(2 * number + 1, held, y_BTD)
+        return self.finish(held)
+
+    def step(self, x_BTD: Tensor, state: list[Any], shared: dict[str, Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """The next tokens, with a state per unit."""
+        held, after = self.begin(x_BTD), []
+        for number, layer in enumerate(self.layers):
+            own, last = state[2 * number:2 * number + 2]
+            y_BTD, own = step_part(layer.mixer.op, self.streams(number, layer, held), own, False, shared)  # type: ignore[union-attr]
+            held = self.write(2 * number, held, y_BTD)
+            y_BTD, last = step_change(layer.channel, self.read(2 * number + 1, held), last, shared)  # type: ignore[arg-type]
+            held = self.write(2 * number + 1, held, y_BTD)
+            after += [own, last]
+        return self.finish(held), after
+
+
+def combined(held: list[Tensor], weight_D: Tensor, bias_ND: Tensor) -> Tensor:
+    """The sum of `(bias + relu(weight . g)) * g`."""
+    total_BTD = torch.zeros_like(held[0])
+    for j, g_BTD in enumerate(held):
+        gate_BT1 = torch.relu(g_BTD @ weight_D.unsqueeze(-1))
+        total_BTD = total_BTD + (bias_ND[j] + gate_BT1) * g_BTD
+    return total_BTD
+
+
 @dataclass(frozen=True)
 class DeepCrossAttention(Residual):
-    """DeepCrossAttention's generalised residual network (Heddes et al., 2025), in place of the residual sum.
+    """DeepCrossAttention (Heddes et al., 2025): a generalised residual network (GRN) in place of the residual sum.
 
     Every sublayer, and the network's output, reads a combination of the input and all outputs so far, weighed per channel
-    and by a ReLU of each of them (GRN-v3). keep_last: the input and so many of the last outputs count on their own, those
-    between as their sum, so that nothing is lost and it starts, like the whole history (None), as the plain stream. One
-    combination feeds queries, keys and values alike.
+    and by a ReLU of each of them (GRN-v3). separate: queries, keys and values read a combination each, for blocks of softmax
+    attention and a channel mixer. keep_last: the input and so many of the last outputs count on their own, those between as
+    their sum. Nothing is lost that way, and it starts, like the whole history (None), as the plain stream.
+
+    What counts as an output isn't settled: here every sublayer gives one, attention as well, and the channel mixer reads a
+    combination of its own. The ReLU reads outputs as they are, without a norm.
     """
 
     keep_last: Any = None
+    separate: Any = False
     proof: ClassVar[str] = "tests/space/test_residuals.py -k deep_cross_attention"
     source: ClassVar[Source] = Source("DeepCrossAttention: Supercharging Transformer Residual Connections", 2025,
-                                      options=("S087",))
+                                      systems=("S087",))
 
     def check(self, where: str) -> None:
         if self.keep_last is not None and not is_whole(self.keep_last):
             raise ValueError(f"keep_last is 1 or more at {where}: got {self.keep_last!r}; use None to keep every output")
+        if not isinstance(self.separate, bool):
+            raise ValueError(f"separate is True or False at {where}: got {self.separate!r}")
+
+    def check_layers(self, items: list[Any], where: str) -> None:
+        if not any(leaf is True for leaf in leaves(self.separate)):
+            return
+        for item in items:
+            if not isinstance(item, Block) or not item.is_plain or not all(map(is_softmax, leaves(item.mixer))) or any(
+                    isinstance(channel, Identity) for channel in leaves(item.channel)):
+                raise ValueError(f"separate combinations are for plain blocks of Attention and a channel mixer at {where}: "
+                                 f"got {item!r}; use DeepCrossAttention() for other layers")
+
+    def rewritten(self, items: list[Any], width: int) -> list[Any]:
+        own = [attention_of(item) is not None for item in items]
+        return [replace(item, mixer=self.rewrite(item.mixer)) if has else item for item, has in zip(items, own, strict=True)]
+
+    def rewrite(self, operator: Any) -> Any:
+        return replace(operator, separate=True) if self.separate is True and is_softmax(operator) else operator
 
     def kept(self, units: int) -> int:
         """Last outputs that count on their own."""
@@ -81,17 +154,27 @@ class DeepCrossAttention(Residual):
         """Combined tensors over all units and the output."""
         return sum(min(k + 1, self.kept(units) + 2) for k in range(units + 1))
 
+    def own_rows(self, units: int) -> int:
+        """Combined tensors of the keys, or of the values, of all layers."""
+        return sum(min(k + 1, self.kept(units) + 2) for k in range(0, units, 2)) if self.separate else 0
+
     def axes(self, width: int, layers: int, units: int) -> dict[str, Param]:
         if not units:
             return {}
         d, rows = axis("width", width), axis("terms", self.rows(units))
-        return {"weight": param(axis("units", units + 1), d, init="zeros"), "bias": param(rows, d, init="ones")}
+        found = {"weight": param(axis("units", units + 1), d, init="zeros"), "bias": param(rows, d, init="ones")}
+        if self.separate:
+            for name in ("key", "value"):
+                found[f"{name}_weight"] = param(axis("layers", layers), d, init="zeros")
+                found[f"{name}_bias"] = param(axis("own_terms", self.own_rows(units)), d, init="ones")
+        return found
 
     def macs(self, width: int, length: Length, units: int) -> float:
-        return float(self.rows(units) * width * tokens_of(length)) if units else 0.0
+        return float((self.rows(units) + 2 * self.own_rows(units)) * width * tokens_of(length)) if units else 0.0
 
     def join(self, layers: list[nn.Module], width: int, units: int) -> nn.Module | None:
-        return DeepCrossLayers(layers, width, units, self.kept(units)) if units else None
+        kind = SeparateCrossLayers if self.separate else DeepCrossLayers
+        return kind(layers, width, units, self.kept(units)) if units else None
 
     def sketch_units(self, draft: Draft, stream: int, place: str, units: list[Any]) -> int:
         """Every unit reads a node that all earlier ones lead to."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from ..axes import Param
+from ..grammar import leaves
 from ..graph import RESIDUAL, SKIP
 from ..model import Layers, built_layers
 from ..operator import Length, Source
@@ -66,12 +67,18 @@ class Stack(Macro):
             raise TypeError(f"residual is a topology such as Residual() or DenseAverage() at {where}: got {self.residual!r}")
         self.residual.check(f"{where}.residual")
 
+    def check_stream(self, field: str, items: list[Any], where: str) -> None:
+        super().check_stream(field, items, where)
+        for residual in leaves(self.residual):
+            residual.check_layers(items, where)
+
     def rewrites(self) -> tuple[Callable[[Any], Any], ...]:
         if isinstance(self.residual, LayerMemory):
             return tuple(Placed(before) for before in range(len(kept(self.layers))))
         if isinstance(self.residual, PersistentSelection):
             return self.residual.rewrite, self.residual.rewrite_to_choose
-        return (self.residual.rewrite,) if isinstance(self.residual, (ValueResidual, CrossLayerKV)) else ()
+        changes = isinstance(self.residual, (ValueResidual, CrossLayerKV, DeepCrossAttention))
+        return (self.residual.rewrite,) if changes else ()
 
     def items(self, width: int) -> list[Any]:
         """The layers that are there, as the topology needs them."""

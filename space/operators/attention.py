@@ -28,6 +28,7 @@ from .attention_variants import BidirectionalAttention, ReusingAttention, Single
 from .caching_attention import CachingAttention
 from .causal_attention import CausalAttention, attend, rotate, rotation
 from .scored_attention import ScoredAttention
+from .separate_attention import BidirectionalSeparateAttention, SeparateAttention
 from .subsampled_attention import SubsampledAttention
 
 __all__ = ["Attention", "CausalAttention", "attend", "rotate", "rotation"]
@@ -66,6 +67,8 @@ class Attention(Operator):
     read as a norm over channels, which serves any number of keys).
     cache: what is kept of tokens once there are many, a policy such as `Keyformer(budget=64)`; None keeps all of them. It
     goes with plain softmax scores, and hands on no keys and values to later layers.
+    separate: queries, keys and values read streams of their own, side by side in one input, as `DeepCrossAttention(separate=
+    True)` hands them on; it goes with plain softmax attention.
     subsample: a `Subsample`: in training, each token reads a random part of the others; it goes with plain softmax scores.
     """
 
@@ -96,6 +99,7 @@ class Attention(Operator):
     weights: Any = "softmax"
     cache: Any = None
     subsample: Any = None
+    separate: Any = False
     options: ClassVar[tuple[str, ...]] = ("position", "reach", "buckets", "position_hidden", "persistent", "weights")
     source: ClassVar[Source] = Source(
         "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
@@ -228,7 +232,11 @@ class Attention(Operator):
                                     kept.noise())
         if self.subsample is not None:
             return SubsampledAttention(*plain, self.subsample.keep, self.subsample.spread, bool(self.bidirectional))
-        kind = BidirectionalAttention if self.bidirectional else CausalAttention
+        kind: type[CausalAttention]
+        if self.separate:
+            kind = BidirectionalSeparateAttention if self.bidirectional else SeparateAttention
+        else:
+            kind = BidirectionalAttention if self.bidirectional else CausalAttention
         return kind(*sizes, **options, value_residual=self.value_residual is True,
                     half_first=self.value_residual == "identity")
 

@@ -51,6 +51,9 @@ def check_options(config: Any, where: str) -> None:
     _check_weights(config, where)
     _check_cache(config, where)
     _check_subsample(config, where)
+    if config.separate and (config.writes_scores or config.reads_shared or config.cache or config.subsample):
+        raise ValueError(f"separate inputs go with plain softmax attention and its own keys and values at {where}: got "
+                         f"{config}; leave the other options out")
     if config.symmetric and (config.kv_heads or config.heads) != config.heads:
         raise ValueError(f"symmetric scores need a key of its own for every query at {where}: got {config.kv_heads} kv_heads "
                          f"for {config.heads} heads; leave kv_heads out")

@@ -19,7 +19,7 @@ from ..operator import Length, Operator, Source, tokens_of
 from .checks import require_divisor, require_whole
 from .mlp import check_ratio, hidden_size
 
-__all__ = ["HiddenMixture", "MoHD"]
+__all__ = ["HiddenMixture", "MoHD", "check_groups", "chosen_groups", "group_sizes", "read_active", "write_active"]
 
 
 class HiddenMixture(nn.Module):
@@ -45,31 +45,67 @@ class HiddenMixture(nn.Module):
         return self.write(scale * h_NF, weight_NG, members).view(x_BTD.shape)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Weights of all groups, 1 where the router has no preference, and for each group the tokens that chose it."""
-        score_NG = self.router(x_ND)
-        chosen_NK = score_NG.topk(self.top_k, dim=-1).indices
-        chosen_NG = torch.zeros_like(score_NG, dtype=torch.bool).scatter(-1, chosen_NK, True)
-        return self.groups * F.softmax(score_NG, -1), [rows_N.nonzero().squeeze(-1) for rows_N in chosen_NG.unbind(-1)]
+        return chosen_groups(self.router(x_ND), self.top_k)
 
     def read(self, x_ND: Tensor, members: list[Tensor], weight_FD: Tensor) -> Tensor:
-        """`weight @ x` over the active channels."""
-        y_NF = F.linear(x_ND[:, :self.shared], weight_FD[:, :self.shared])
-        x_NGP, weight_FGP = (torch.unflatten(part[:, self.shared:], 1, (self.groups, -1)) for part in (x_ND, weight_FD))
-        for group, rows_M in enumerate(members):
-            y_NF = y_NF.index_add(0, rows_M, F.linear(x_NGP[rows_M, group], weight_FGP[:, group]))
-        return y_NF
+        return read_active(x_ND, members, weight_FD, self.shared)
 
     def write(self, h_NF: Tensor, weight_NG: Tensor, members: list[Tensor]) -> Tensor:
-        """`down(h)` in the active channels; to all groups the fusion adds a mixture of the active ones."""
-        shared_NS = F.linear(h_NF, self.down.weight[:self.shared])
-        weight_GPF = torch.unflatten(self.down.weight[self.shared:], 0, (self.groups, -1))
-        written = []
-        for group, rows_M in enumerate(members):
-            part_MP = F.linear(h_NF[rows_M], weight_GPF[group]) * weight_NG[rows_M, group, None]
-            written.append(h_NF.new_zeros(len(h_NF), part_MP.shape[1]).index_copy(0, rows_M, part_MP))
-        y_NPG = torch.stack(written, -1)
-        y_NPG = y_NPG + F.linear(y_NPG, self.fusion)
-        return torch.cat([shared_NS, y_NPG.transpose(1, 2).flatten(1)], 1)
+        return write_active(h_NF, weight_NG, members, self.down.weight, self.fusion, self.shared)
+
+
+def chosen_groups(score_NG: Tensor, top_k: int) -> tuple[Tensor, list[Tensor]]:
+    """Weights of all groups, 1 where the router has no preference, and for each group the tokens that chose it."""
+    chosen_NK = score_NG.topk(top_k, dim=-1).indices
+    chosen_NG = torch.zeros_like(score_NG, dtype=torch.bool).scatter(-1, chosen_NK, True)
+    members = [rows_N.nonzero().squeeze(-1) for rows_N in chosen_NG.unbind(-1)]
+    return score_NG.shape[1] * F.softmax(score_NG, -1), members
+
+
+def read_active(x_ND: Tensor, members: list[Tensor], weight_FD: Tensor, shared: int) -> Tensor:
+    """`weight @ x` over the active channels."""
+    y_NF = F.linear(x_ND[:, :shared], weight_FD[:, :shared])
+    x_NGP, weight_FGP = (torch.unflatten(part[:, shared:], 1, (len(members), -1)) for part in (x_ND, weight_FD))
+    for group, rows_M in enumerate(members):
+        y_NF = y_NF.index_add(0, rows_M, F.linear(x_NGP[rows_M, group], weight_FGP[:, group]))
+    return y_NF
+
+
+def write_active(h_NF: Tensor, weight_NG: Tensor, members: list[Tensor], weight_DF: Tensor, fusion_GG: Tensor,
+                 shared: int) -> Tensor:
+    """`weight @ h` in the active channels; to all groups the fusion adds a mixture of the active ones."""
+    shared_NS = F.linear(h_NF, weight_DF[:shared])
+    weight_GPF = torch.unflatten(weight_DF[shared:], 0, (len(members), -1))
+    written = []
+    for group, rows_M in enumerate(members):
+        part_MP = F.linear(h_NF[rows_M], weight_GPF[group]) * weight_NG[rows_M, group, None]
+        written.append(h_NF.new_zeros(len(h_NF), part_MP.shape[1]).index_copy(0, rows_M, part_MP))
+    y_NPG = torch.stack(written, -1)
+    y_NPG = y_NPG + F.linear(y_NPG, fusion_GG)
+    return torch.cat([shared_NS, y_NPG.transpose(1, 2).flatten(1)], 1)
+
+
+def group_sizes(config: Any, width: int) -> tuple[int, int]:
+    """Shared channels and channels of a group."""
+    size = round((1 - config.shared) * width / config.groups)
+    return width - config.groups * size, size
+
+
+def check_groups(config: Any, width: int, where: str) -> None:
+    """Raise ValueError for shared, groups or top_k that cannot be built."""
+    require_whole("groups", config.groups, where)
+    require_whole("top_k", config.top_k, where)
+    if isinstance(config.shared, bool) or not isinstance(config.shared, (int, float)) or not 0 <= config.shared < 1:
+        raise ValueError(f"shared must be a share of the width below 1 at {where}: got {config.shared!r}; use 0.5, or "
+                         f"{config.dense} for a layer over all channels")
+    if config.top_k > config.groups:
+        raise ValueError(f"top_k must not exceed groups at {where}: got {config.top_k} of {config.groups}; use at most "
+                         f"{config.groups}")
+    if config.shared == 0:
+        require_divisor("groups", config.groups, "width", width, where)
+    if min(group_sizes(config, width)) < 0 or group_sizes(config, width)[1] < 1:
+        raise ValueError(f"groups must not exceed the channels that are not shared at {where}: got {config.groups} and "
+                         f"{round((1 - config.shared) * width)}; use fewer groups or a smaller share")
 
 
 @dataclass(frozen=True)
@@ -80,11 +116,11 @@ class MoHD(Operator):
     shared: channels that are always active over width, rounded so that the groups divide the rest. ratio: hidden size over
     width, rounded up to a multiple of 8.
 
-    The formulas taken for what the abstract describes: what a group writes is weighed by its router probability times the
-    number of groups, so that a router without preference changes nothing; activation scaling multiplies what is read
-    and what is written by the root of width over active width, which keeps the norm; group fusion adds to every group,
-    channel by channel, a learned mixture of the active groups, which starts at none. With all groups on and a flat
-    router the layer is `SwiGLU`.
+    `MoHDAttention` is the same around attention; the paper has both in a layer. The formulas taken for what it describes:
+    what a group writes is weighed by its router probability times the number of groups, so that a router without preference
+    changes nothing; activation scaling multiplies what is read and what is written by the root of width over active width,
+    which keeps the norm; group fusion adds to every group, channel by channel, a learned mixture of the active groups,
+    which starts at none. With all groups on and a flat router the layer is `SwiGLU`.
     """
 
     shared: Any = 0.5
@@ -92,34 +128,22 @@ class MoHD(Operator):
     top_k: Any = 2
     ratio: Any = 3
     kind: ClassVar[str] = "channel"
+    dense: ClassVar[str] = "SwiGLU"
     chooses: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
     causal_to_the_bit: ClassVar[bool] = False      # the rows of a group are multiplied together, later ones included
     fixed: ClassVar[Mapping[str, str]] = {
         "width": "channels are in groups", "groups": "groups follow one another in the width",
         "fused": "groups follow one another in the width"}
-    source: ClassVar[Source] = Source("Mixture of Hidden-Dimensions Transformer", 2024, options=("S179",))
+    source: ClassVar[Source] = Source("Mixture of Hidden-Dimensions Transformer", 2024, systems=("S179",))
 
     def sizes(self, width: int) -> tuple[int, int]:
         """Shared channels and channels of a group."""
-        size = round((1 - self.shared) * width / self.groups)
-        return width - self.groups * size, size
+        return group_sizes(self, width)
 
     def check(self, width: int, where: str) -> None:
-        require_whole("groups", self.groups, where)
-        require_whole("top_k", self.top_k, where)
+        check_groups(self, width, where)
         check_ratio(self.ratio, where)
-        if isinstance(self.shared, bool) or not isinstance(self.shared, (int, float)) or not 0 <= self.shared < 1:
-            raise ValueError(f"shared must be a share of the width below 1 at {where}: got {self.shared!r}; use 0.5, or "
-                             "SwiGLU for a layer over all channels")
-        if self.top_k > self.groups:
-            raise ValueError(f"top_k must not exceed groups at {where}: got {self.top_k} of {self.groups}; use at most "
-                             f"{self.groups}")
-        if self.shared == 0:
-            require_divisor("groups", self.groups, "width", width, where)
-        if min(self.sizes(width)) < 0 or self.sizes(width)[1] < 1:
-            raise ValueError(f"groups must not exceed the channels that are not shared at {where}: got {self.groups} and "
-                             f"{round((1 - self.shared) * width)}; use fewer groups or a smaller share")
 
     def axes(self, width: int) -> dict[str, Param]:
         d, f, g = axis("width", width), axis("hidden", hidden_size(self.ratio, width)), axis("groups", self.groups)

@@ -30,6 +30,10 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.MemoryMLP(ratio=1, levels=(), path=()), 16)],
     "MoHD": [(bp.MoHD(shared=0.5, groups=4, top_k=2, ratio=2), 32), (bp.MoHD(shared=0.3, groups=3, top_k=1, ratio=1), 16),
              (bp.MoHD(shared=0, groups=2, top_k=2, ratio=1), 24)],
+    "MoHDAttention": [
+        (bp.MoHDAttention(heads=4, groups=4, top_k=2), 32),
+        (bp.MoHDAttention(heads=2, shared=0.3, groups=3, top_k=1, head_dim=6, rotary=False), 16),
+        (bp.MoHDAttention(heads=2, shared=0, groups=2, top_k=2), 24)],
     "NormedMLP": [
         (bp.NormedMLP(ratio=2, last=True, norm="layer"), 24), (bp.NormedMLP(ratio=1, activation="gelu", norm="layer"), 16),
         (bp.NormedMLP(ratio=1, activation="silu"), 16), (bp.NormedMLP(ratio=2), 16)],
@@ -46,6 +50,7 @@ UNVARIED: dict[str, dict[str, str]] = {
     "GRKAN": {"numerator": "the paper's order 5", "denominator": "the paper's order 4"},
     "MemoryLayerMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
     "MemoryMLP": {"child_0": "one child of every node is fetched", "child_1": "one child of every node is fetched"},
+    "MoHDAttention": {"half": "a rotary pair is two numbers"},
     "PartialFormer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
     "PattentionMixer": {"half": "a rotary pair is two numbers", "group": "every head has keys of its own"},
 }
@@ -137,22 +142,55 @@ def _memory_layers(w, config, x_BTD):
     return _table(h, w["second.table"], config.temperature)
 
 
-def _hidden_mixture(w, config, x_D):
-    """Masked dense products: what is not active is zero."""
-    shared, size = config.sizes(len(x_D))
+def _hidden_routing(w, config, x_D):
+    """What a token reads, 0 where it is not active, and the factors on what it writes."""
+    size = round((1 - config.shared) * len(x_D) / config.groups)
+    shared = len(x_D) - config.groups * size
     scores = w["router.weight"] @ x_D
     probability = torch.exp(scores) / torch.exp(scores).sum()
     chosen = sorted(range(config.groups), key=lambda g: -float(scores[g].detach()))[:config.top_k]
     active = [torch.ones(shared, dtype=x_D.dtype)]
     active += [torch.full((size,), float(g in chosen), dtype=x_D.dtype) for g in range(config.groups)]
     mask_D = torch.cat(active) * math.sqrt(len(x_D) / (shared + config.top_k * size))
-    weight_D = torch.cat([active[0], config.groups * probability.repeat_interleave(size)])
-    h_F = silu(w["gate.weight"] @ (mask_D * x_D)) * (w["up.weight"] @ (mask_D * x_D))
-    y_D = weight_D * mask_D * (w["down.weight"] @ h_F)
+    return mask_D * x_D, torch.cat([active[0], config.groups * probability.repeat_interleave(size)]) * mask_D
+
+
+def _fused_groups(w, config, y_D):
+    size = round((1 - config.shared) * len(y_D) / config.groups)
+    shared = len(y_D) - config.groups * size
     parts = [y_D[shared + g * size:shared + (g + 1) * size] for g in range(config.groups)]
     mixed = [parts[g] + sum(w["fusion"][g, other] * parts[other] for other in range(config.groups))
              for g in range(config.groups)]
     return torch.cat([y_D[:shared], *mixed])
+
+
+def _hidden_mixture(w, config, x_D):
+    """Masked dense products: what is not active is zero."""
+    read_D, weight_D = _hidden_routing(w, config, x_D)
+    h_F = silu(w["gate.weight"] @ read_D) * (w["up.weight"] @ read_D)
+    return _fused_groups(w, config, weight_D * (w["down.weight"] @ h_F))
+
+
+def _hidden_attention(w, config, x_BTD):
+    """One token after the other, with masked dense products."""
+    out = []
+    for x_TD in x_BTD:
+        routed = [_hidden_routing(w, config, x_D) for x_D in x_TD]
+        q, k, v = (torch.stack([w[f"{name}.weight"] @ read_D for read_D, _ in routed]).unflatten(-1, (config.heads, -1))
+                   for name in ("query", "key", "value"))
+        if config.rotary:
+            half = q.shape[-1] // 2
+            turn = torch.arange(len(q))[:, None] / 10000.0 ** (torch.arange(half, dtype=x_TD.dtype) / half)
+            wave = torch.polar(torch.ones_like(turn), turn)[:, None]
+            q, k = (torch.complex(z[..., :half], z[..., half:]) * wave for z in (q, k))
+            q, k = (torch.cat([z.real, z.imag], -1) for z in (q, k))
+        rows = []
+        for t, (_, weight_D) in enumerate(routed):
+            score = torch.exp(torch.einsum("hp,shp->hs", q[t], k[:t + 1]) / math.sqrt(q.shape[-1]))
+            read_E = torch.einsum("hs,shp->hp", score / score.sum(-1, keepdim=True), v[:t + 1]).flatten()
+            rows.append(_fused_groups(w, config, weight_D * (w["out.weight"] @ read_E)))
+        out.append(torch.stack(rows))
+    return torch.stack(out)
 
 
 def parameter_attention(x, key, value, scale):
@@ -225,6 +263,7 @@ REFERENCES = {
     "GRKAN": _group_rational,
     "MemoryLayers": _memory_layers,
     "MoHD": per_token(_hidden_mixture),
+    "MoHDAttention": _hidden_attention,
     "Pattention": _pattention,
     "MemoryLayerMixer": attention(_by_table),
     "PartialFormer": attention(_by_matrix, _head_networks),

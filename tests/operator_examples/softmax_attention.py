@@ -93,6 +93,7 @@ UNVARIED: dict[str, dict[str, str]] = {
 
 UNVARIED_OPTIONS: dict[str, dict[str, str]] = {
     "Attention": {"reuse_kv": "needs the attention layer before it: run by the residual topologies",
+                  "separate": "needs the streams that a stack hands on: run by the residual topologies",
                   "subsample": "draws at random in training, where the contract compares runs: test_subsampled_attention"},
     "FcaAttention": {"before": "needs the layers before it: run by their stacks", "stride": "of the layers before it"},
     "TokenEnhancement": {"tells": "needs what reads its tokens: run by their stacks", "merge": "of the tokens that it tells",

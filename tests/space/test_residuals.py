@@ -203,7 +203,8 @@ def test_depth_scale_divides_branches_by_the_root_of_their_number():
 # -- what earlier layers gave ------------------------------------------------------------------------------------------
 
 STARTS = [bp.DenseAverage(), bp.DenseAverage(dilation=2), bp.DenseAverage(dilation=3, period=2), bp.DeepCrossAttention(),
-          bp.DeepCrossAttention(keep_last=1), bp.PathEnsemble(), bp.PathEnsemble(per_channel=False), bp.FeatureAverage(),
+          bp.DeepCrossAttention(keep_last=1), bp.DeepCrossAttention(2, separate=True), bp.DeepCrossAttention(separate=True),
+          bp.PathEnsemble(), bp.PathEnsemble(per_channel=False), bp.FeatureAverage(),
           bp.DualStream(channel_reads="both")]
 
 
@@ -247,6 +248,92 @@ def test_deep_cross_attention_weighs_every_earlier_output_per_channel_and_token(
             outputs.append(units[k].branch(read))
     assert row == len(stack.bias)
     torch.testing.assert_close(ours, read)
+
+
+def looped_attention(mixer, x_q, x_k, x_v):
+    """Two heads of eight, causal, with rotary positions, token by token."""
+    def placed(z_TP):
+        angle = torch.outer(torch.arange(len(z_TP)).double(), 10000.0 ** (-torch.arange(4).double() / 4))
+        a, b = z_TP.chunk(2, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    rows = []
+    for q_TD, k_TD, v_TD in zip(x_q, x_k, x_v, strict=True):
+        heads = []
+        for h in range(2):
+            part = slice(8 * h, 8 * h + 8)
+            q, k = placed(q_TD @ mixer.query.weight[part].T), placed(k_TD @ mixer.key.weight[part].T)
+            v = v_TD @ mixer.value.weight[part].T
+            heads.append(torch.stack([torch.softmax(k[:t + 1] @ q[t] / math.sqrt(8), 0) @ v[:t + 1] for t in range(len(q))]))
+        rows.append(torch.cat(heads, -1) @ mixer.out.weight.T)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2])
+def test_deep_cross_attention_gives_queries_keys_and_values_combinations_of_their_own(keep):
+    model = shaken(architecture(Stack((LAYER,) * 3, bp.DeepCrossAttention(keep, separate=True))).build(2)).double()
+    stack, x = model.layers[0], drawn(2, 7, 16).requires_grad_()
+    outputs, rows = [x], {"": 0, "key_": 0, "value_": 0}
+
+    def read(name, number):
+        entries = outputs
+        if keep is not None and len(outputs) > keep + 2:
+            entries = [outputs[0], sum(outputs[1:-keep]), *outputs[-keep:]]
+        weight, bias, start = getattr(stack, f"{name}weight")[number], getattr(stack, f"{name}bias"), rows[name]
+        rows[name] += len(entries)
+        return sum((bias[start + j] + torch.relu(g @ weight)[..., None]) * g for j, g in enumerate(entries))
+
+    for number, layer in enumerate(stack.layers):
+        streams = (layer.mixer.norm(read(name, at)) for name, at in (("", 2 * number), ("key_", number), ("value_", number)))
+        outputs.append(looped_attention(layer.mixer.op, *streams))
+        outputs.append(layer.channel.branch(read("", 2 * number + 1)))
+    wanted = read("", 6)
+    assert [rows["key_"], rows["value_"], rows[""]] == [len(stack.key_bias), len(stack.value_bias), len(stack.bias)]
+    ours, direction = stack(x), drawn(2, 7, 16, seed=1)
+    torch.testing.assert_close(ours, wanted)
+    held = [x, *stack.parameters()]
+    gradients = (torch.autograd.grad(y, held, direction) for y in (ours, wanted))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_deep_cross_attention_with_three_equal_combinations_has_one():
+    one = shaken(architecture(Stack((LAYER,) * 3, bp.DeepCrossAttention(2))).build(2)).double()
+    three = same_weights(one, architecture(Stack((LAYER,) * 3, bp.DeepCrossAttention(2, separate=True))).build(2).double())
+    stack, x = three.layers[0], drawn(2, 9, 16)
+    with torch.no_grad():
+        rows = [min(k + 1, 4) for k in range(7)]
+        own = [sum(rows[:k]) + j for k in range(0, 6, 2) for j in range(rows[k])]
+        for name in ("key", "value"):
+            getattr(stack, f"{name}_weight").copy_(stack.weight[0:6:2])
+            getattr(stack, f"{name}_bias").copy_(stack.bias[own])
+        torch.testing.assert_close(stack(x), one.layers[0](x))
+        stack.value_bias[-1].zero_()
+        assert not torch.allclose(stack(x), one.layers[0](x))
+
+
+def test_deep_cross_attention_serves_attention_both_ways_on_grids():
+    layer = bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=2))
+    model = shaken(architecture(Stack((layer,) * 2, bp.DeepCrossAttention(separate=True))).build(2)).double()
+    stack, x = model.layers[0], drawn(2, 3, 4, 16)
+    torch.testing.assert_close(stack(x), stack(x.flatten(1, 2)).view(2, 3, 4, 16))
+    assert not torch.equal(stack(x)[:, 0], stack(torch.cat([x[:, :1], x[:, 1:] * 2], 1))[:, 0])
+
+
+@pytest.mark.parametrize("layer", [
+    bp.Block(mixer=bp.ShortConv(), channel=bp.MLP(ratio=1)), bp.Block(mixer=bp.Attention(heads=2)),
+    bp.Block(mixer=bp.Attention(heads=2), channel=bp.MLP(ratio=1), placement="peri")])
+def test_separate_combinations_refuse_layers_without_the_three_inputs(layer):
+    with pytest.raises(ValueError, match="separate combinations are for plain blocks"):
+        architecture(Stack((LAYER, layer), bp.DeepCrossAttention(separate=True)))
+
+
+def test_separate_inputs_refuse_options_they_cannot_serve_and_a_plain_stream():
+    with pytest.raises(ValueError, match="separate inputs go with plain softmax attention"):
+        architecture(Stack((bp.Block(mixer=bp.Attention(heads=2, sink=True), channel=bp.MLP()),),
+                           bp.DeepCrossAttention(separate=True)))
+    with pytest.raises(ValueError, match="separate needs streams for queries, keys and values, 48 channels: got 16"):
+        bp.Attention(heads=2, separate=True).build(16)(torch.zeros(1, 3, 16))
 
 
 def test_an_average_of_features_weighs_what_every_token_and_channel_mixer_gave():
@@ -313,6 +400,7 @@ def test_a_dense_group_grows_by_what_its_layers_give_and_starts_small():
 
 @pytest.mark.parametrize(("residual", "words"), [
     (bp.DenseAverage(dilation=0), "dilation is 1 or more"), (bp.DeepCrossAttention(0), "keep_last is 1 or more"),
+    (bp.DeepCrossAttention(separate=2), "separate is True or False"),
     (bp.DualStream("neither"), "mixer_reads is one of"), (bp.GroupFusion(0), "groups is 1 or more"),
     (bp.DeepScale(k=-1), "k is a positive number"), (bp.DepthScale(a=math.inf), "a is a number"),
     (bp.DeepNorm(3, 3), "a stack is the encoder or the decoder")])

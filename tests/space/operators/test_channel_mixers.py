@@ -168,6 +168,24 @@ def test_all_groups_on_under_a_flat_router_are_the_dense_layer(shape):
     torch.testing.assert_close(module(x), sharing(bp.SwiGLU(2), 24, module)(x), rtol=1e-10, atol=1e-10)
 
 
+def test_all_groups_on_under_a_flat_router_are_plain_attention():
+    module = with_weights(bp.MoHDAttention(heads=2, groups=3, top_k=3), 24, router__weight=0.0, fusion=0.0)
+    x = tokens(24)
+    torch.testing.assert_close(module(x), sharing(bp.Attention(heads=2), 24, module)(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_token_neither_reads_nor_writes_groups_it_did_not_choose_in_attention():
+    module = with_weights(bp.MoHDAttention(heads=2, groups=4, top_k=1), 16, fusion=0.0, router__weight=0.0)
+    with torch.no_grad():
+        module.router.weight[:, 0] = torch.tensor([4.0, 1.0, 2.0, 3.0])
+    x = tokens(16)
+    x[..., 0] = 1.0
+    y, changed = module(x), x.clone()
+    changed[..., 10:] += 1.0
+    torch.testing.assert_close(module(changed), y)
+    assert (y[..., :10] != 0).all() and (y[..., 10:] == 0).all()
+
+
 def test_without_fusion_a_token_leaves_groups_alone_that_it_did_not_choose():
     module = with_weights(bp.MoHD(shared=0.5, groups=4, top_k=1, ratio=1), 16, fusion=0.0)
     written = module(tokens(16))[..., 8:].unflatten(-1, (4, 2)).abs().sum(-1) > 0
