@@ -136,7 +136,7 @@ class ContextMemory(nn.Module):
         y_BLD = self.attention(x_BLD, first + self.segment + seen, (state["prefix_key"], state["prefix_value"]),
                                [(state["recalled_key"], state["recalled_value"]), (state["key"], state["value"])])
         m_BLD, state["memory"] = self.memory.step(y_BLD, state["memory"])
-        return self.norm(y_BLD) * torch.sigmoid(self.memory_norm(m_BLD))
+        return self.norm(y_BLD) * torch.sigmoid(self.memory_norm(m_BLD))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ class MemoryAsContext(BesideMemory):
         tokens, inner = tokens_of(length), self.inner(width)
         full, rest = divmod(tokens, self.segment)
         near = full * prefix_pairs(self.segment, None) + prefix_pairs(rest, None)
-        return (tokens * self.token_macs(width) + 2 * self.persistent * width * inner
+        return (tokens * self.token_macs(width) + 2 * self.persistent * width * inner  # type: ignore[no-any-return]
                 + 2 * inner * (tokens * self.persistent + 2 * near))
 
     def decode_macs(self, width: int, length: Length) -> float:                      # type: ignore[override]
         seen = tokens_of(length) % self.segment + 1
-        return self.token_macs(width) + 2 * self.inner(width) * (self.persistent + 2 * seen)
+        return self.token_macs(width) + 2 * self.inner(width) * (self.persistent + 2 * seen)  # type: ignore[no-any-return]
 
     def state_numel(self, width: int, length: Length) -> int:                        # type: ignore[override]
         layers = sum(i * o for _, i, o in self.memory.layers(width))

@@ -41,7 +41,7 @@ class GateMemory(nn.Module):
         return self.gated(y_BTD, m_BTD)
 
     def gated(self, y_BTD: Tensor, m_BTD: Tensor) -> Tensor:
-        return self.norm(y_BTD) * torch.sigmoid(self.memory_norm(m_BTD))
+        return self.norm(y_BTD) * torch.sigmoid(self.memory_norm(m_BTD))  # type: ignore[no-any-return]
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> dict[str, Any]:
         like = torch.zeros(batch, 0, self.norm.weight.shape[0], dtype=dtype, device=device)

@@ -34,14 +34,14 @@ class PooledResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.class_token:
             rows = self.frames * (self.rows or math.isqrt((x.shape[1] - 1) // self.frames))
-            return torch.cat([x[:, :1], self.pooled(x[:, 1:].unflatten(1, (rows, -1))).flatten(1, 2)], 1)
+            return torch.cat([x[:, :1], self.pooled(torch.unflatten(x[:, 1:], 1, (rows, -1))).flatten(1, 2)], 1)
         return shaped_like(x, self.pooled(as_grid(x)))
 
     def pooled(self, x_BHWD: Tensor) -> Tensor:
-        x_BDHW = x_BHWD.unflatten(1, (self.frames, -1)).flatten(0, 1).permute(0, 3, 1, 2)
+        x_BDHW = torch.unflatten(x_BHWD, 1, (self.frames, -1)).flatten(0, 1).permute(0, 3, 1, 2)
         pads = [p for size in reversed(x_BDHW.shape[2:]) for p in padding(size, self.stride, self.stride + 1)]
         y_BDHW = F.max_pool2d(F.pad(x_BDHW, pads, value=-math.inf), self.stride + 1, self.stride)
-        return y_BDHW.permute(0, 2, 3, 1).unflatten(0, (-1, self.frames)).flatten(1, 2)
+        return torch.unflatten(y_BDHW.permute(0, 2, 3, 1), 0, (-1, self.frames)).flatten(1, 2)
 
 
 class ScaleLayer(nn.Module):

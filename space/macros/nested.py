@@ -47,7 +47,7 @@ class NestedLayers(nn.Module):
         self.projects = nn.ModuleList([nn.Linear(words, out_width, bias=False) for _ in inner])
 
     def forward(self, x: Tensor) -> Tensor:
-        split = as_grid(x).unflatten(1, (-1, self.side)).unflatten(3, (-1, self.side)).transpose(2, 3)
+        split = torch.unflatten(torch.unflatten(as_grid(x), 1, (-1, self.side)), 3, (-1, self.side)).transpose(2, 3)
         grid = split.shape[:3]                                                       # [B, R, Q, S, S, C]
         words = shaped_like(x, split.flatten(0, 2) + self.word_position)
         start_BRQD = self.sentence_norm(self.first(self.first_norm(self.flat(words, grid))))
@@ -64,7 +64,7 @@ class NestedLayers(nn.Module):
 
     def flat(self, words: Tensor, grid: torch.Size) -> Tensor:
         """The words of every sentence side by side, [B, R, Q, S * S * C]."""
-        return words.flatten(1).unflatten(0, grid)
+        return torch.unflatten(words.flatten(1), 0, grid)
 
     def placed(self, sentences_BRQD: Tensor, first_D: Tensor | None) -> Tensor:
         """The grid of sentences, or a grid of one column with `first_D` before them all where there is a class token."""

@@ -37,7 +37,7 @@ class PersistentLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_BTD = x.flatten(1, -2)
         before_BND = self.persistent.repeat(len(x_BTD), 1, 1)
-        return self.body(torch.cat([before_BND, x_BTD], 1))[:, before_BND.shape[1]:].view(x.shape)
+        return self.body(torch.cat([before_BND, x_BTD], 1))[:, before_BND.shape[1]:].view(x.shape)  # type: ignore[no-any-return]
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Any:
         before_BND = self.persistent.to(dtype).repeat(batch, 1, 1)

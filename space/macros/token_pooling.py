@@ -54,7 +54,7 @@ class FilteredTokens(FilteredGrid):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         rows = self.rows or math.isqrt(x_BTD.shape[1] - 1)
-        patches_BTE = self.pooled(x_BTD[:, 1:].unflatten(1, (rows, -1))).flatten(1, 2)
+        patches_BTE = self.pooled(torch.unflatten(x_BTD[:, 1:], 1, (rows, -1))).flatten(1, 2)
         return torch.cat([self.class_token(x_BTD[:, :1]), patches_BTE], dim=1)
 
 

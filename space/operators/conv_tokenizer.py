@@ -56,7 +56,7 @@ class PooledConvolutions(nn.Module):
         x_BTD = x_BDHW.flatten(2).transpose(1, 2)
         if self.places is not None:
             return x_BTD + self.places.flatten(0, 1)
-        return x_BTD + sine_places(*x_BTD.shape[1:], x_BTD) if self.position == "sine" else x_BTD
+        return x_BTD + sine_places(x_BTD.shape[1], x_BTD.shape[2], x_BTD) if self.position == "sine" else x_BTD
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,11 @@ class ImagePatches(nn.Module):
         inside = 0 if self.padded else self.kernel - self.patch
         places = tuple(-(-(size - inside) // self.patch) for size in sides)              # at whatever resolution
         if self.position_taps is not None:
-            places_1HWD = fourier_places(x_BTD.unflatten(1, places), x_BTD.shape[-1] // 2)[None]
+            places_1HWD = fourier_places(torch.unflatten(x_BTD, 1, places), x_BTD.shape[-1] // 2)[None]
             x_BTD = x_BTD + filtered(places_1HWD, self.position_taps).flatten(1, 2)
         if self.token is not None:
             x_BTD = torch.cat([self.token.expand(len(x_BTD), 1, -1), x_BTD], dim=1)
-        return x_BTD.unflatten(1, places) if self.grid else x_BTD
+        return torch.unflatten(x_BTD, 1, places) if self.grid else x_BTD
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class LearningMemory(nn.Module):
         gate_BTG = F.linear(x_BTD, self.input.weight[self.sizes[0]:self.sizes[0] + self.sizes[1]])
         if self.taps is not None:
             q_BTM, past_BWM = causal_conv(q_BTM, self.taps[:inner], past_BWM)
-        q_BTHK = F.silu(q_BTM).to(layers[0].dtype).unflatten(-1, (self.heads, self.key_dim))
+        q_BTHK = torch.unflatten(F.silu(q_BTM).to(layers[0].dtype), -1, (self.heads, self.key_dim))
         q_BTHK = q_BTHK * torch.rsqrt(q_BTHK.square().sum(-1, keepdim=True) + 1e-6)
         y_BHTI = self.features(q_BTHK).transpose(1, 2)
         for number, layer_BHIO in enumerate(layers):

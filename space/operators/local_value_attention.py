@@ -36,7 +36,8 @@ class AttentionAndFilter(nn.Module):
         q, k, v = (project(x_BHWD).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
         q_BKTP, k_BKTP, v_BKTP = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
         y_BTKP = F.scaled_dot_product_attention(q_BKTP, k_BKTP, v_BKTP).transpose(1, 2)
-        near = filtered(v.permute(0, 3, 1, 2, 4).flatten(0, 1), self.taps).unflatten(0, (-1, self.heads))    # [B, K, H, W, P]
+        near = filtered(v.permute(0, 3, 1, 2, 4).flatten(0, 1), self.taps)
+        near = torch.unflatten(near, 0, (-1, self.heads))                                        # [B, K, H, W, P]
         y_BTD: Tensor = self.out((y_BTKP + near.permute(0, 2, 3, 1, 4).flatten(1, 2)).flatten(2))
         return y_BTD.view(x.shape)
 

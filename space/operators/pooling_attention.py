@@ -54,8 +54,9 @@ class PooledVolume(nn.Module):
         """Along rows and columns, then along frames: averages in two dimensions are there in half precision, too."""
         over_time, side, _ = self.kernel
         y_BRHW = F.avg_pool2d(x_BPFHW.flatten(1, 2), side, self.stride[1:], side // 2)
-        y_BPFS = F.avg_pool2d(y_BRHW.flatten(2).unflatten(1, x_BPFHW.shape[1:3]), (over_time, 1), 1, (over_time // 2, 0))
-        return y_BPFS.unflatten(-1, y_BRHW.shape[2:])
+        y_BPFS = torch.unflatten(y_BRHW.flatten(2), 1, x_BPFHW.shape[1:3])
+        y_BPFS = F.avg_pool2d(y_BPFS, (over_time, 1), 1, (over_time // 2, 0))
+        return torch.unflatten(y_BPFS, -1, y_BRHW.shape[2:])
 
 
 class PoolingHeads(nn.Module):
@@ -72,10 +73,10 @@ class PoolingHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.class_token:
             rows = self.frames * (self.rows or math.isqrt((x.shape[1] - 1) // self.frames))
-            return self.attended(x[:, :1], x[:, 1:].unflatten(1, (rows, -1)))
+            return self.attended(x[:, :1], torch.unflatten(x[:, 1:], 1, (rows, -1)))
         x_BHWD = as_grid(x)
         y_BSD = self.attended(x_BHWD[:, :0, 0], x_BHWD)
-        return shaped_like(x, y_BSD.unflatten(1, (-1, -(-x_BHWD.shape[2] // self.stride))))
+        return shaped_like(x, torch.unflatten(y_BSD, 1, (-1, -(-x_BHWD.shape[2] // self.stride))))
 
     def attended(self, first_BND: Tensor, x_BHWD: Tensor) -> Tensor:
         """From the class token and the grid to both, as a sequence."""
@@ -86,10 +87,11 @@ class PoolingHeads(nn.Module):
 
     def parts(self, first_BNE: Tensor, x_BHWE: Tensor, pool: nn.Module | None) -> Tensor:
         """[B, K, N + S, P]."""
-        first_BKNP = first_BNE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        first_BKNP = torch.unflatten(first_BNE, -1, (self.heads, -1)).transpose(1, 2)
         if pool is None:
-            return torch.cat([first_BKNP, x_BHWE.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)], 2)
-        x_BFHWKP = x_BHWE.unflatten(1, (self.frames, -1)).unflatten(-1, (self.heads, -1))
+            rest_BNKP = torch.unflatten(x_BHWE.flatten(1, 2), -1, (self.heads, -1))
+            return torch.cat([first_BKNP, rest_BNKP.transpose(1, 2)], 2)
+        x_BFHWKP = torch.unflatten(torch.unflatten(x_BHWE, 1, (self.frames, -1)), -1, (self.heads, -1))
         pooled_BPFHW = pool(x_BFHWKP.permute(0, 4, 5, 1, 2, 3).flatten(0, 1))
         pooled_BKSP = pooled_BPFHW.flatten(2).transpose(1, 2).unflatten(0, (-1, self.heads))
         all_BKSP = torch.cat([first_BKNP, pooled_BKSP], 2)
@@ -125,7 +127,7 @@ class PoolingAttention(Operator):
     @property
     def keeps_zero(self) -> bool:                                                     # type: ignore[override]
         """Without a norm that shifts."""
-        return self.pool != "conv" or (self.kernel == 1 and self.kv_stride == 1)
+        return self.pool != "conv" or (self.kernel == 1 and self.kv_stride == 1)  # type: ignore[no-any-return]
 
     def check(self, width: int, where: str) -> None:
         check_pooling(self, width, where)

@@ -66,7 +66,7 @@ class PersistentAttention(nn.Module):
 
     def turned(self, x_BTE: Tensor, start: int) -> Tensor:
         """By head, rotated by their positions."""
-        x_BTHP = x_BTE.unflatten(-1, (self.heads, self.head_dim))
+        x_BTHP = torch.unflatten(x_BTE, -1, (self.heads, self.head_dim))
         return rotate(x_BTHP, *rotation(start, x_BTE.shape[1], self.head_dim // 2, self.rope_base, x_BTE))
 
     def empty(self, batch: int, dtype: torch.dtype, device: Any) -> Tensor:
@@ -86,7 +86,7 @@ class PersistentAttention(nn.Module):
             low = 0 if window is None else max(0, seen - new + first - window + 1)
             near = [(k[:, low:seen - new + last], v[:, low:seen - new + last]) for k, v in streams]
             rows.append(self.attended(q_BTHP[:, first:last], prefix, near, window))
-        return self.out(torch.cat(rows, 1).flatten(2))
+        return self.out(torch.cat(rows, 1).flatten(2))  # type: ignore[no-any-return]
 
     def attended(self, q_BTHP: Tensor, prefix: tuple[Tensor, Tensor], streams: list[tuple[Tensor, Tensor]],
                  window: int | None) -> Tensor:

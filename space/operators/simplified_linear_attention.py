@@ -60,19 +60,19 @@ class ReluAttention(nn.Module):
     def attend(self, q_NRCE: Tensor, k_NRCE: Tensor, v_NRCE: Tensor) -> Tensor:
         """Sums over a window's keys, in float32 at least."""
         dtype = torch.promote_types(q_NRCE.dtype, torch.float32)
-        q_NKTP, k_NKTP, v_NKTV = (part.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2).to(dtype)
+        q_NKTP, k_NKTP, v_NKTV = (torch.unflatten(part.flatten(1, 2), -1, (self.heads, -1)).transpose(1, 2).to(dtype)
                                   for part in (q_NRCE, k_NRCE, v_NRCE))
         memory_NKPV = k_NKTP.transpose(2, 3) @ v_NKTV
         weight_NKT1 = (q_NKTP * k_NKTP.sum(2, keepdim=True)).sum(-1, keepdim=True)
         y_NKTV = q_NKTP @ memory_NKPV / (weight_NKT1 + 1e-6)
-        return y_NKTV.transpose(1, 2).flatten(2).view(v_NRCE.shape).to(v_NRCE.dtype)
+        return y_NKTV.transpose(1, 2).flatten(2).view(v_NRCE.shape).to(v_NRCE.dtype)  # type: ignore[no-any-return]
 
     def filtered(self, v_NRCE: Tensor) -> Tensor:
         """One filter per entry of a head, zeros around every window."""
-        v_NRCKV = v_NRCE.unflatten(-1, (self.heads, -1))
+        v_NRCKV = torch.unflatten(v_NRCE, -1, (self.heads, -1))
         v_MVRC = v_NRCKV.permute(0, 3, 4, 1, 2).flatten(0, 1)
         y_MVRC = F.conv2d(v_MVRC, self.taps[:, None], self.bias, padding=self.taps.shape[-1] // 2, groups=len(self.taps))
-        return y_MVRC.unflatten(0, (-1, self.heads)).permute(0, 3, 4, 1, 2).flatten(3)
+        return torch.unflatten(y_MVRC, 0, (-1, self.heads)).permute(0, 3, 4, 1, 2).flatten(3)  # type: ignore[no-any-return]
 
     def places(self, sides: tuple[int, int]) -> Tensor:
         """What is added to the keys at every place of a window; beyond its side the table repeats."""

@@ -91,7 +91,9 @@ class SoftSplits(nn.Module):
             x_BTI = project(x_BTI)
         if self.token is not None:
             x_BTI = torch.cat([self.token.expand(len(x_BTI), 1, -1), x_BTI], dim=1)
-        return x_BTI + sine_places(*x_BTI.shape[1:], x_BTI) if self.position == "sine" else x_BTI
+        if self.position != "sine":
+            return x_BTI
+        return x_BTI + sine_places(x_BTI.shape[1], x_BTI.shape[2], x_BTI)
 
     def windows(self, x_BCHW: Tensor, i: int) -> tuple[Tensor, tuple[int, int]]:
         """Every window of split i, zeros outside, [B, T, I], and how many rows and columns of them there are."""
@@ -157,7 +159,7 @@ class TokensToToken(Operator):
     @property
     def num_features(self) -> int:
         """Random features of a performer."""
-        return max(round(self.lift * self.token_dim), 1)
+        return max(round(self.lift * self.token_dim), 1)  # type: ignore[no-any-return]
 
     def check(self, width: int, where: str) -> None:
         require_whole("channels", self.channels, where, instead="use 1 for grey and 3 for colour")

@@ -73,7 +73,8 @@ def fixed(size: str = "tiny") -> Architecture:
     "tiny" is for 28 pixels and 10 classes.
     """
     widths, depths, head_dim = at_size(SIZES, size)
-    side, body = (14, []) if size == "tiny" else (56, [])
+    side = 14 if size == "tiny" else 56
+    body: list[Any] = []
     for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         body += [transition(width)] if number else []
         grid = -(-side // 2**number)
