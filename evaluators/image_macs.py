@@ -70,7 +70,9 @@ def _feature_tokens(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
 
 def _patches(module: Any, inputs: tuple[Any, ...], output: Any) -> float:
     """Filters of the places, where there are any: once for all images."""
-    return 0.0 if module.position_taps is None else float(9 * module.rows * module.columns * output.shape[-1])
+    inside = 0 if module.padded else module.kernel - module.patch
+    places = math.prod(-(-(side - inside) // module.patch) for side in inputs[0].shape[2:])
+    return 0.0 if module.position_taps is None else float(9 * places * output.shape[-1])
 
 
 def _all_pairs_and_filter(module: Any, inputs: tuple[Any, ...], output: Any) -> float:

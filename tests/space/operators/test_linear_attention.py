@@ -283,6 +283,7 @@ LINEAR = [bp.LinearAttention(heads=2), bp.LinearAttention(heads=2, bidirectional
           bp.EcoFormer(heads=2), bp.NPRF(heads=2, features=4), bp.SEA(heads=2, tokens=8, columns=256, features=8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("config", LINEAR, ids=lambda config: type(config).__name__)
 @torch.no_grad()

@@ -457,6 +457,7 @@ def test_a_gated_unit_of_one_chunk_sees_the_same_as_of_many_but_for_the_near_par
     assert torch.allclose(module(x_BTD), many(x_BTD), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [bp.GatedAttentionUnit(chunk=64, query_dim=16, rotary=4), bp.DilatedFSMN(channels=16)],
                          ids=operator_label)
 @torch.no_grad()

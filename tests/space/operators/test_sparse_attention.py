@@ -373,6 +373,7 @@ def test_sorting_buckets_finds_what_looking_them_up_for_every_token_finds(rounds
 
 # -- costs -------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CAUSAL, *BOTH_WAYS])
 def test_sixteen_thousand_tokens_cost_far_less_than_all_pairs_and_are_finite(name):
     config, length = (CAUSAL | BOTH_WAYS)[name], 16384

@@ -345,6 +345,7 @@ LINEAR = {"Mamba": bp.Mamba(state=4), "DeltaNet": bp.DeltaNet(), "Extractor": bp
           "HyenaND": bp.HyenaND(filter_dim=4, bands=2), "Scanned": bp.Scanned(bp.Mamba(state=2), paths=("nested",))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 @torch.no_grad()
 def test_sixteen_thousand_tokens_stay_finite(name):

@@ -148,6 +148,7 @@ def test_a_sequence_is_a_grid_of_one_column(config):
     assert config.macs(16, 63) == config.macs(16, (63, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [bp.NeighbourhoodAttention(heads=2), bp.NeighbourhoodAttention(heads=2, dilation=8),
                                     bp.HaloAttention(heads=2)], ids=str)
 @pytest.mark.parametrize("size", [(128, 128), (16384,)], ids=str)
@@ -340,6 +341,7 @@ def test_half_precision_stays_finite(config, dtype):
     assert y.dtype == dtype and y.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     bp.RecursiveAttention(heads=2), bp.TransposedAttention(heads=2), bp.DynamicLocalConv(heads=2), bp.TokenAwarePooling(),
     bp.SpatialChannelCorrelation(heads=2), bp.CausalNeighbourhood(heads=2, dilation=16)], ids=str)
