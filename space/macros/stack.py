@@ -70,7 +70,8 @@ class Stack(Macro):
     def check_stream(self, field: str, items: list[Any], where: str) -> None:
         super().check_stream(field, items, where)
         for residual in leaves(self.residual):
-            residual.check_layers(items, where)
+            if isinstance(residual, Residual):
+                residual.check_layers(items, where)
 
     def rewrites(self) -> tuple[Callable[[Any], Any], ...]:
         if isinstance(self.residual, LayerMemory):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .layernorm import LayerNormalisation
 from .rmsnorm import RootMeanSquareNorm
 
-__all__ = ["CausalAttention", "attend", "attend_banded", "rotate", "rotation", "visible", "with_first_values"]
+__all__ = ["CausalAttention", "attend", "attend_banded", "attend_masked", "rotate", "rotation", "visible",
+           "with_first_values"]
 
 
 def rotation(start: int, length: int, half: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,9 +42,21 @@ def attend(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int | None, b
 
     Linear in T with a window.
     """
+    new = q_BTHP.shape[1]
+    if window is None or new <= 2 * window:
+        return attend_masked(q_BTHP, k_BSGP, v_BSGP, window, bidirectional)
+    rest, near = new % window, new + window - 1
+    y_BTHP = attend_banded(q_BTHP[:, :new - rest], k_BSGP[:, -near:], v_BSGP[:, -near:], window, rest, bidirectional)
+    if rest == 0:
+        return y_BTHP
+    near = rest + window - 1
+    last_BTHP = attend_masked(q_BTHP[:, -rest:], k_BSGP[:, -near:], v_BSGP[:, -near:], window, bidirectional)
+    return torch.cat([y_BTHP, last_BTHP], dim=1)
+
+
+def attend_masked(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int | None, bidirectional: bool) -> Tensor:
+    """`attend` over all pairs, those that are not to be seen masked."""
     new, seen = q_BTHP.shape[1], k_BSGP.shape[1]
-    if window is not None and new > 2 * window:
-        return attend_banded(q_BTHP, k_BSGP[:, -(new + window - 1):], v_BSGP[:, -(new + window - 1):], window, bidirectional)
     q, k, v = q_BTHP.transpose(1, 2), k_BSGP.transpose(1, 2), v_BSGP.transpose(1, 2)
     whole = window is None and new == seen
     mask_TS = None if whole else visible(new, seen, window, bidirectional, q.device)
@@ -52,32 +65,27 @@ def attend(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int | None, b
     return y_BHTP.transpose(1, 2)
 
 
-def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int, bidirectional: bool) -> Tensor:
-    """`attend` in blocks of `window` queries, each with its own keys and those of the block before; bidirectional, also
-    with those of the block behind. S is T and at most window - 1 tokens before; queries that fill no block come last.
+def attend_banded(q_BTHP: Tensor, k_BSGP: Tensor, v_BSGP: Tensor, window: int, behind: int,
+                  bidirectional: bool) -> Tensor:
+    """`attend` of T tokens that fill blocks of `window`, each block with its own keys and those of the block before;
+    bidirectional, also with those of the block behind. S is T, at most window - 1 tokens before and `behind` behind.
 
     Legend: N blocks, W queries of a block, S keys around a block, X sequences and blocks.
     """
     batch, length, heads, head_dim = q_BTHP.shape
-    before, num_blocks = k_BSGP.shape[1] - length, length // window
-    whole, span = num_blocks * window, (3 if bidirectional else 2) * window
-    q = q_BTHP[:, :whole].reshape(-1, window, heads, head_dim).transpose(1, 2)
-    ends = whole + (min(window, length - whole) if bidirectional else 0)
-    pads = (0, 0, 0, 0, window - before, whole + span - 2 * window - ends)
-    k, v = (F.pad(each[:, :before + ends], pads).unfold(1, span, window).flatten(0, 1).transpose(-1, -2)
+    before, span = k_BSGP.shape[1] - length - behind, (3 if bidirectional else 2) * window
+    ends = before + length + (behind if bidirectional else 0)
+    pads = (0, 0, 0, 0, window - before, length + before + span - 2 * window - ends)
+    q = q_BTHP.reshape(-1, window, heads, head_dim).transpose(1, 2)
+    k, v = (F.pad(each[:, :ends], pads).unfold(1, span, window).flatten(0, 1).transpose(-1, -2)
             for each in (k_BSGP, v_BSGP))
     query_W1, key_S = torch.arange(window, device=q.device)[:, None], torch.arange(span, device=q.device)
     near_WS = (key_S > query_W1) & (key_S < query_W1 + span - window + (not bidirectional))
-    at_N1S = key_S + torch.arange(num_blocks, device=q.device)[:, None, None] * window - window + before
+    at_N1S = key_S + torch.arange(length // window, device=q.device)[:, None, None] * window - window + before
     mask_NWS = near_WS & (at_N1S >= 0) & (at_N1S < k_BSGP.shape[1])
     y_XHWP = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NWS.repeat(batch, 1, 1)[:, None],
                                             enable_gqa=q.shape[1] != k.shape[1])
-    y_BTHP = y_XHWP.transpose(1, 2).reshape(batch, -1, heads, head_dim)
-    if whole == length:
-        return y_BTHP
-    near = length - whole + window - 1
-    rest_BTHP = attend(q_BTHP[:, whole:], k_BSGP[:, -near:], v_BSGP[:, -near:], window, bidirectional)
-    return torch.cat([y_BTHP, rest_BTHP], dim=1)
+    return y_XHWP.transpose(1, 2).reshape(batch, length, heads, head_dim)
 
 
 def visible(new: int, seen: int, window: int | None, bidirectional: bool, device: torch.device) -> Tensor | None:
