@@ -10,7 +10,7 @@ from typing import Any
 from ..ops import Row, rows
 from .fidelity_page import BEGIN, END
 from .fidelity_work import Record
-from .field_guide import BATCH, FRAME, LONGEST, RATES, SPEEDS, TRIALS, WIDTH
+from .field_guide import BATCH, FRAME, LONGEST, RATES, SPEEDS, TRIALS, WIDTH, subjects
 
 __all__ = ["tables", "write_page"]
 
@@ -48,8 +48,12 @@ def tables(record: Record) -> str:
         found = [row for row in listed if row.kind == kind]
         parts += ["", f"### {title}", "", *_table(found, answers)] if found else []
     left = [row.name for row in rows() if row.kind in KINDS and row.name not in told]
-    parts += ["", f"Without an answer, most of them since they need a second stream, other layers, or sizes that this frame "
-              f"does not have: {', '.join(left)}." if left else "", *_failures(answers)]
+    waiting = [name for name in left if name in subjects()]
+    alone = [name for name in left if name not in waiting]
+    if waiting:
+        parts += ["", f"Not reached yet, which the same command goes on with: {', '.join(waiting)}."]
+    parts += ["", f"Not in the guide, since they need a second stream, other layers, or sizes that this frame does not have: "
+              f"{', '.join(alone)}." if alone else "", *_failures(answers)]
     return "\n".join(parts)
 
 
