@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..axes import Param, axis, param
-from ..operator import Operator, Source
+from ..operator import Source
 from .attention import Attention
 from .checks import require_whole
 from .spectral import SpectralStepping
+from .wrapped import Wrapped
 
 __all__ = ["Branched", "BranchedOperator"]
 
@@ -92,7 +93,7 @@ class BranchedOperator(nn.Module):
 
 
 @dataclass(frozen=True)
-class Branched(Operator):
+class Branched(Wrapped):
     """Rethinking Vision Transformer Depth via Structural Reparameterization: few layers of several branches, which become
     few plain layers.
 
@@ -115,51 +116,14 @@ class Branched(Operator):
                                       systems=("S036",))
 
     @property
-    def kind(self) -> str:                                                           # type: ignore[override]
-        return str(self.op.kind)
-
-    @property
-    def causal(self) -> bool:                                                        # type: ignore[override]
-        return bool(self.op.causal)
-
-    @property
-    def streaming(self) -> bool:                                                     # type: ignore[override]
-        return bool(self.op.streaming)
-
-    @property
-    def spatial(self) -> bool:                                                       # type: ignore[override]
-        return bool(self.op.spatial)
-
-    @property
-    def keeps_zero(self) -> bool:                                                    # type: ignore[override]
-        return bool(self.op.keeps_zero)
-
-    @property
-    def causal_to_the_bit(self) -> bool:
-        return bool(getattr(self.op, "causal_to_the_bit", True))
-
-    @property
     def fixed(self) -> Mapping[str, str]:                                            # type: ignore[override]
-        return {**self.op.fixed, **self.fixed_axes}
-
-    @property
-    def couples(self) -> frozenset[str]:                                             # type: ignore[override]
-        return self.op.couples                                                       # type: ignore[no-any-return]
-
-    @property
-    def batched(self) -> frozenset[str]:                                             # type: ignore[override]
-        return self.op.batched                                                       # type: ignore[no-any-return]
+        return {**super().fixed, **self.fixed_axes}
 
     def check(self, width: int, where: str) -> None:
-        if not isinstance(self.op, Operator) or self.op.kind not in ("mixer", "channel"):
-            raise TypeError(f"op is a mixer or a channel mixer at {where}: got {self.op!r}; write Branched(Attention())")
-        if getattr(self.op, "reads_shared", False):
-            raise ValueError(f"an operator alone has branches at {where}: got {self.op!r}, which reads what other layers "
-                             "hand on")
+        self.check_inside(width, where, ("mixer", "channel"))
         require_whole("branches", self.branches, where)
         require_whole("steps", self.steps, where)
         require_whole("warmup", self.warmup, where, low=0)
-        self.op.check(width, f"{where}.op")
         if not self.last(width) or any(declared.statistic for declared in self.op.axes(width).values()):
             raise ValueError(f"branches are added up in a last matrix called {' or '.join(LAST)} at {where}: got "
                              f"{self.op!r}; use Attention, MLP or SwiGLU")
@@ -182,10 +146,10 @@ class Branched(Operator):
         return BranchedOperator(branches, list(self.op.axes(width)), self.last(width), self.steps, self.warmup)
 
     def macs(self, width: int, length: int) -> float:
-        return float(self.branches * self.op.macs(width, length))
+        return float(self.branches * super().macs(width, length))
 
     def decode_macs(self, width: int, length: int) -> float:
-        return float(self.branches * self.op.decode_macs(width, length))
+        return float(self.branches * super().decode_macs(width, length))
 
     def state_numel(self, width: int, length: int) -> int:
-        return int(self.branches * self.op.state_numel(width, length))
+        return int(self.branches * super().state_numel(width, length))

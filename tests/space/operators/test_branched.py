@@ -108,7 +108,7 @@ def test_folded_branches_are_exported(tmp_path):
 
 @pytest.mark.parametrize(("config", "error", "words"), [
     (bp.Branched(bp.RMSNorm()), TypeError, "op is a mixer or a channel mixer"),
-    (bp.Branched(bp.CrossAttention(heads=2)), ValueError, "an operator alone has branches"),
+    (bp.Branched(bp.CrossAttention(heads=2)), ValueError, "Branched holds an operator that works alone"),
     (bp.Branched(bp.Pooling()), ValueError, "a last matrix called out or down"),
     (bp.Branched(bp.MobileConv(expand=1)), ValueError, "a last matrix called out or down"),
     (bp.Branched(branches=0), ValueError, "branches must be a whole number"),
