@@ -51,7 +51,7 @@ class Collector:
         if (known := self._names.get((plain.__module__, plain.__name__))) is not None:
             return known
         try:
-            text = textwrap.dedent(inspect.getsource(plain))
+            text = _source(plain)
         except (OSError, TypeError) as error:
             raise _cannot(plain, "its source cannot be found", "define it in a .py file") from error
         return self._take(module, plain.__name__, text, "class" if inspect.isclass(plain) else "function")
@@ -200,6 +200,12 @@ def _binding(module: ModuleType, name: str) -> ast.stmt | None:
     return _bindings(module).get(name)
 
 
+@lru_cache(maxsize=2048)
+def _source(definition: Any) -> str:
+    """The source of a class or function, its first line not indented; one defined anew is another object."""
+    return textwrap.dedent(inspect.getsource(definition))
+
+
 @lru_cache(maxsize=256)
 def _bindings(module: ModuleType) -> dict[str, ast.stmt]:
     try:
@@ -236,6 +242,8 @@ def _used_names(text: str) -> list[str]:
 
 def _without_local_imports(module: ModuleType, text: str) -> tuple[str, dict[str, Any]]:
     """Take `from .x import f` out of function bodies; returns the text and what those names mean."""
+    if "import" not in text:
+        return text, {}
     source, edits = parsed(text), []
     found: dict[str, Any] = {}
     for node in ast.walk(source.tree):

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from .facts import Const, Fact, Scope, join, truth
-from .program import Chunk, Program
+from .program import Chunk, Program, reads
 from .text import Edit, Text, apply, join_short_statements, nodes, parsed, without_items
 from .unused import none_that_never_comes, unread_parameters, unused
 
@@ -47,9 +47,9 @@ def reachable(chunks: dict[str, Chunk], roots: list[str]) -> dict[str, Chunk]:
         if name in ordered or name in visiting:
             return
         visiting.add(name)
-        for node in nodes(parsed(chunks[name].text).tree):
-            if isinstance(node, ast.Name) and node.id in chunks:
-                visit(node.id)
+        for used in reads(chunks[name].text).names:
+            if used in chunks:
+                visit(used)
         ordered[name] = chunks[name]
 
     for root in roots:

@@ -6,12 +6,13 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from .facts import NOT_NONE, UNKNOWN, Const, Fact, Scope, fact_of, is_plain, join
 from .text import nodes, parsed
 
-__all__ = ["PUBLIC_METHODS", "Callee", "Chunk", "Instance", "Program", "parameters_of"]
+__all__ = ["PUBLIC_METHODS", "Callee", "Chunk", "Instance", "Program", "parameters_of", "reads"]
 
 # The exported model calls these; their parameters are promises, so they are never specialised away.
 PUBLIC_METHODS = ("__init__", "forward", "init_state", "step", "generate", "from_pretrained")
@@ -68,6 +69,42 @@ def bind(call: ast.Call, function: ast.FunctionDef, *, bound: bool) -> dict[str,
     return found | {k.arg: k.value for k in call.keywords if k.arg is not None}
 
 
+@dataclass(frozen=True)
+class Reads:
+    """Which names and attributes a piece of source names and how often; whose attributes it reads."""
+
+    names: tuple[str, ...]
+    name_uses: Counter[str]
+    attribute_uses: Counter[str]
+    of_self: frozenset[str]
+    of_others: frozenset[str]
+
+
+@lru_cache(maxsize=8192)
+def reads(text: str) -> Reads:
+    """What a piece of source reads: most pieces stay as they are from round to round."""
+    found = nodes(parsed(text).tree)
+    names = [n for n in found if isinstance(n, ast.Name)]
+    attributes = [n for n in found if isinstance(n, ast.Attribute)]
+    loaded = [(n.attr, isinstance(n.value, ast.Name) and n.value.id == "self") for n in attributes
+              if isinstance(n.ctx, ast.Load)]
+    return Reads(tuple(dict.fromkeys(n.id for n in names)),
+                 Counter(n.id for n in names if isinstance(n.ctx, ast.Load)), Counter(n.attr for n in attributes),
+                 frozenset(a for a, own in loaded if own), frozenset(a for a, own in loaded if not own))
+
+
+@lru_cache(maxsize=8192)
+def _stored(function: ast.FunctionDef) -> frozenset[str]:
+    """The attributes, of whatever, that a function assigns."""
+    return frozenset(n.attr for n in nodes(function)
+                     if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store | ast.Del))
+
+
+@lru_cache(maxsize=8192)
+def _calls_in(function: ast.FunctionDef) -> tuple[ast.Call, ...]:
+    return tuple(n for n in nodes(function) if isinstance(n, ast.Call))
+
+
 class Program:
     """All chunks, parsed, with the facts of the present round.
 
@@ -84,6 +121,7 @@ class Program:
                 self.functions["", name] = top
             elif isinstance(top, ast.ClassDef):
                 self.functions |= {(name, f.name): f for f in top.body if isinstance(f, ast.FunctionDef)}
+        self._families: dict[str, list[str]] = {}
         self.constants = {name: self._constant(name) for name, c in chunks.items() if c.kind == "constant"}
         self._index()
         self.instances = {name: self._known(name) for name, c in chunks.items() if c.kind == "class"}
@@ -95,23 +133,19 @@ class Program:
             before, self.facts = self.facts, {callee: self._parameter_facts(callee) for callee in self.functions}
             if self.facts == before:
                 break
-            self._scopes = {callee: self._make_scopes(callee) for callee in self.functions}
+            self._scopes = {callee: self._scopes[callee] if before.get(callee) == self.facts[callee]
+                            else self._make_scopes(callee) for callee in self.functions}
 
     def _index(self) -> None:
         """Who reads which names and attributes; `self_reads` by class, `other_reads` through anything but self."""
+        found = {name: reads(chunk.text) for name, chunk in self.chunks.items()}
         self.name_uses: Counter[str] = Counter()
         self.attribute_uses: Counter[str] = Counter()
-        self.self_reads: dict[str, set[str]] = defaultdict(set)
-        self.other_reads: set[str] = set()
-        for name, source in self.source.items():
-            for node in nodes(source.tree):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                    self.name_uses[node.id] += 1
-                elif isinstance(node, ast.Attribute):
-                    self.attribute_uses[node.attr] += 1
-                    own = isinstance(node.value, ast.Name) and node.value.id == "self"
-                    if isinstance(node.ctx, ast.Load):
-                        (self.self_reads[name] if own else self.other_reads).add(node.attr)
+        for read in found.values():
+            self.name_uses.update(read.name_uses)
+            self.attribute_uses.update(read.attribute_uses)
+        self.self_reads = {name: read.of_self for name, read in found.items()}
+        self.other_reads = {attribute for read in found.values() for attribute in read.of_others}
 
     def is_read(self, name: str, attribute: str) -> bool:
         """Whether a class, a relative, or anybody through another name than self reads this attribute of it."""
@@ -128,9 +162,11 @@ class Program:
 
     def family(self, name: str) -> list[str]:
         """The class and its ancestors in this program, nearest first."""
-        top = self.source[name].tree.body[0]
-        bases = [b.id for b in top.bases if isinstance(b, ast.Name)] if isinstance(top, ast.ClassDef) else []
-        return [name] + [a for b in bases if b in self.chunks for a in self.family(b)]
+        if name not in self._families:
+            top = self.source[name].tree.body[0]
+            bases = [b.id for b in top.bases if isinstance(b, ast.Name)] if isinstance(top, ast.ClassDef) else []
+            self._families[name] = [name] + [a for b in bases if b in self.chunks for a in self.family(b)]
+        return self._families[name]
 
     def callees(self, name: str) -> list[Callee]:
         """The functions of a chunk."""
@@ -146,9 +182,8 @@ class Program:
         relatives, stored = self.related(name), defaultdict[str, set[str]](set)
         for (owner, method), function in self.functions.items():
             if owner in relatives:
-                for node in nodes(function):
-                    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
-                        stored[node.attr].add(method)
+                for attribute in _stored(function):
+                    stored[attribute].add(method)
         return {attribute for attribute, methods in stored.items() if methods == {"__init__"}}
 
     def scopes(self, callee: Callee) -> list[Scope]:
@@ -189,15 +224,15 @@ class Program:
         """All that folding a chunk depends on."""
         owner = self.instances.get(name)
         facts = [self.facts[callee] for callee in self.callees(name)]
-        own = [m for o, m in self.functions if o in self.family(name)]
+        family = self.family(name)
+        own = [m for o, m in self.functions if o in family]
         return name, self.chunks[name].text, repr((owner, sorted(self.stable.get(name, ())), facts, own))
 
     def sites(self) -> Iterator[tuple[Callee, ast.Call, str]]:
         """Every call inside the program's functions, with the function and chunk it stands in."""
         for callee, function in self.functions.items():
-            for node in nodes(function):
-                if isinstance(node, ast.Call):
-                    yield callee, node, callee[0] or callee[1]
+            for call in _calls_in(function):
+                yield callee, call, callee[0] or callee[1]
 
     def target(self, caller: Callee, call: ast.Call) -> Callee | None:
         """The function of this program that a call reaches, where that is plain to see."""

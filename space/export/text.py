@@ -87,7 +87,7 @@ class Text:
         return "".join(line[shift:] if line[:shift].isspace() and line.strip() else line for line in lines)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def parsed(text: str) -> Text:
     """Most pieces stay as they are from round to round."""
     return Text(text)

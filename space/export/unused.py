@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from .facts import NOT_NONE, PRESENT, Const, is_plain
@@ -17,13 +18,18 @@ __all__ = ["none_that_never_comes", "unread_parameters", "unused"]
 def unused(program: Program, name: str) -> Iterator[Edit]:
     source, top = program.source[name], program.source[name].tree.body[0]
     for callee in program.callees(name):
-        yield from _unread_names(source, program.functions[callee])
-        yield from _unread_in_loops(source, program.functions[callee])
+        yield from _unread_inside(source, program.functions[callee])
     if isinstance(top, ast.ClassDef):
         for member in top.body:
             if isinstance(member, ast.FunctionDef) and _is_unused_method(program, member.name):
                 yield source.removal(member, is_only=len(top.body) == 1)
         yield from _unread_attributes(program, name)
+
+
+@lru_cache(maxsize=8192)
+def _unread_inside(source: Text, function: ast.FunctionDef) -> tuple[Edit, ...]:
+    """What a function binds and does not read."""
+    return (*_unread_names(source, function), *_unread_in_loops(source, function))
 
 
 def _is_unused_method(program: Program, method: str) -> bool:
