@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .facts import Const, Fact, Scope, join, truth
 from .program import Chunk, Program, reads
-from .text import Edit, Text, apply, join_short_statements, nodes, parsed, without_items
+from .text import Edit, Text, apply, join_short_statements, without_items
 from .unused import none_that_never_comes, unread_parameters, unused
 
 __all__ = ["reachable", "specialise"]
