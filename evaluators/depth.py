@@ -25,8 +25,8 @@ from ..space.macros.multi_rate import MultiRateLayers
 from ..space.macros.routed import RoutedLayers
 from ..space.macros.routing import count_of, picked
 
-__all__ = ["exit_distillation", "exit_logits", "exit_loss", "halting_loss", "mean_gate", "modules_of", "rate_loss",
-           "reasoning_logits", "replaced", "routing_loss"]
+__all__ = ["distillation_of", "every_exit", "exit_distillation", "exit_logits", "exit_loss", "halting_loss", "halting_of",
+           "mean_gate", "modules_of", "rate_loss", "reasoning_logits", "replaced", "routing_loss"]
 
 
 def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -34,7 +34,7 @@ def exit_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 
     What follows the layers with exits sees all exits as one larger batch.
     """
-    return _exits(model, inputs)[0]
+    return every_exit(model, inputs)[0]
 
 
 def exit_loss(model: nn.Module, task: Any, batch: Any) -> Tensor:
@@ -48,7 +48,12 @@ def exit_distillation(model: nn.Module, inputs: Tensor) -> Tensor:
 
     The whole depth is the teacher and gets no gradient from it.
     """
-    *exits, whole = exit_logits(model, inputs)
+    return distillation_of(exit_logits(model, inputs))
+
+
+def distillation_of(logits: list[Tensor]) -> Tensor:
+    """The same of the logits of every exit and the whole depth."""
+    *exits, whole = logits
     teacher = F.log_softmax(whole.detach(), -1).flatten(0, -2)
     found = [F.kl_div(F.log_softmax(logits, -1).flatten(0, -2), teacher, reduction="batchmean", log_target=True)
              for logits in exits]
@@ -62,7 +67,11 @@ def halting_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     should, and later ones do not count; where no exit is right none should halt. Logits [B, C] of a classifier are judged by
     the mean of a sequence's scores, which is the score of its mean. The logits themselves get no gradient.
     """
-    logits, scores = _exits(model, inputs)
+    return halting_of(*every_exit(model, inputs), targets)
+
+
+def halting_of(logits: list[Tensor], scores: list[Tensor], targets: Tensor) -> Tensor:
+    """The same of the logits of every exit and the whole depth, and of the scores of the exits."""
     losses, pending = [], torch.ones_like(targets, dtype=torch.bool)
     for exit_, score in zip(logits[:-1], scores, strict=True):
         right = exit_.detach().argmax(-1) == targets
@@ -150,7 +159,7 @@ def reasoning_logits(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     return list(logits.split(len(inputs)))
 
 
-def _exits(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def every_exit(model: nn.Module, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The logits of all exits and the whole depth, and the scores of the exits."""
     layers = modules_of(model, (ExitLayers, MultiRateLayers), "EarlyExit")
     if len(layers) > 1:

@@ -20,7 +20,7 @@ from .calibration import calibrate
 from .devices import check_device, on_threads
 from .objectives import Estimate, HeldOutMetric, Objective, resolve
 from .precision import check_dtype, check_precision
-from .training import train
+from .training import held_auxiliary, train
 
 if TYPE_CHECKING:
     from ..space.architecture import Architecture
@@ -74,15 +74,17 @@ class Evaluator:
         device: where modules are trained and judged; it must be there in the worker.
         dtype: what trainings and scores on the task compute in, "float32", or "bfloat16" or "float16" under autocast;
             weights are kept in float32, and objectives of the user's own get modules as they are.
+        auxiliary: losses beside the task's of standalone training, where a module has layers for them; see `train`.
     """
 
     def __init__(self, space: Space, task: Task | None, objectives: Sequence[str | Objective],
                  weights: Weights | None = None, threads: int = 1, lr: float = 3e-3, device: str = "cpu",
-                 dtype: str = "float32"):
+                 dtype: str = "float32", auxiliary: Mapping[str, float] | None = None):
         self.space, self.task = space, task
         self.device, self.dtype = device, check_dtype(dtype)
         self.objectives = tuple(_in_precision(resolve(item, task), self.dtype) for item in objectives)
         self.weights, self.threads, self.lr = weights, threads, lr
+        self.auxiliary = dict(auxiliary or {})
         self._net: Supernet | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +163,8 @@ class Evaluator:
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f'fidelity["steps"] of standalone training is a whole number of at least 1: got {steps!r}')
         module = self._start(job, architecture)
-        record = train(module, task, steps, lr=self.lr, seed=job.seed, device=self.device, dtype=self.dtype)
+        record = train(module, task, steps, lr=self.lr, seed=job.seed, device=self.device, dtype=self.dtype,
+                       auxiliary=held_auxiliary(module, self.auxiliary))
         if "save" in job.fidelity:
             _save(module, architecture, Path(job.fidelity["save"]))
         return module.eval(), record

@@ -47,6 +47,10 @@ class Precision:
         """What `module` answers, computed in this precision on the device of `inputs`; in float32 if that is mixed."""
         with self.forward(inputs.device):
             logits: Tensor = module(inputs)
+        return self.told(logits)
+
+    def told(self, logits: Tensor) -> Tensor:
+        """Logits of this precision as losses take them."""
         return logits if self.dtype is None else logits.float()
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:

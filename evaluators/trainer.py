@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,7 @@ class Settings:
     clip: float | None = 1.0
     accumulate: int = 1
     dtype: str | None = None
+    auxiliary: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -91,7 +94,8 @@ class Trainer:
         self.model.train()
         before = {name: t.clone() for name, t in self.statistics.items()}
         visits = self._visits(step)
-        used, losses = self._run(visits, batch, self._fixed_teacher(step))
+        with drawn_anew(self.settings.seed, step, self.device):
+            used, losses = self._run(visits, batch, self._fixed_teacher(step))
         touched = self._touched(used)
         self.precision.unscale(self.optimizer.parameters.values())
         norm = clip_gradients(self.optimizer.parameters.values(), self.settings.clip)
@@ -126,8 +130,8 @@ class Trainer:
         for pieces in self._pieces(visits, batch):
             teachers.forget()
             for piece in pieces:
-                logits = self.forward(piece.module, piece.batch)
-                loss = self._loss(piece, logits, teachers)
+                logits, extra = self._answer(piece)
+                loss = self._loss(piece, logits, teachers) + piece.share * extra
                 value = float(loss.detach())
                 losses[piece.number] += value
                 if math.isfinite(value):
@@ -173,6 +177,16 @@ class Trainer:
         """The logits of a module on a batch in the precision of the training."""
         return self.precision.logits(module, batch.inputs)
 
+    def _answer(self, piece: Piece) -> tuple[Tensor, Tensor | float]:
+        """The logits of a piece that is trained, and what comes to its loss beside the task's."""
+        if not self.settings.auxiliary:
+            return self.forward(piece.module, piece.batch), 0.0
+        from .auxiliary import with_auxiliary
+
+        with self.precision.forward(self.device):
+            logits, extra = with_auxiliary(piece.module, self.task, piece.batch, self.settings.auxiliary)
+        return self.precision.told(logits), extra.float()
+
     def _loss(self, piece: Piece, logits: Tensor, teachers: Teachers) -> Tensor:
         """The piece's part of the mean loss of its visit."""
         known = teachers.logits(piece) if piece.visit.role == "student" else None
@@ -217,6 +231,14 @@ class Trainer:
         if self.broken >= MOST_SKIPPED:
             raise BodyplanError(f"training diverged: {MOST_SKIPPED} steps in a row without a finite loss and gradient, "
                                 f"up to step {step + 1} (loss {loss}); lower lr")
+
+
+@contextmanager
+def drawn_anew(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """What layers draw in training is a function of (seed, step), and takes nothing from the numbers of others."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"noise {seed} {step}".encode()).digest()[:7], "big"))
+        yield
 
 
 class Teachers:

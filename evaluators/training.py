@@ -1,8 +1,8 @@
 """Training, of shared weights or of one module: the same loop, resumable to the bit.
 
 A step takes one batch, visits the subnets its strategy names (one, for a plain module), adds their gradients, clips
-them and moves what was touched. Batches and visits are pure functions of (step, seed) and nothing else is random,
-so the state of a training is its weights, its moments and its step number.
+them and moves what was touched. Batches, visits and what layers draw are pure functions of (step, seed), so the state of
+a training is its weights, its moments and its step number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .weights import held_tensors, is_supernet
 if TYPE_CHECKING:
     from .tasks.base import Task
 
-__all__ = ["TrainingRecord", "learning_rate", "step_seconds", "train"]
+__all__ = ["TrainingRecord", "held_auxiliary", "learning_rate", "step_seconds", "train"]
 
 CHECKPOINT_SECONDS = 60.0
 WARMING_STEPS = 2           # before timed ones: the first take fresh memory, and in a new process load what is lazy
@@ -42,7 +42,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
           warmup: float = 0.05, weight_decay: float = 0.1, checkpoint_seconds: float = CHECKPOINT_SECONDS, *,
           accumulate: int = 1, dtype: str | None = None, clip: float | None = 1.0, optimizer: str = "adamw",
           rates: Mapping[str, float] | None = None, device: str | None = None,
-          group: Group | None = None) -> TrainingRecord:
+          group: Group | None = None, auxiliary: Mapping[str, float] | None = None) -> TrainingRecord:
     """Train a `Supernet` by sampling its subnets, or any plain module on the task alone, in place.
 
     The optimizer moves what each step touched, with linear warm-up over the first `warmup` of the steps, then a
@@ -69,27 +69,33 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
         rates: multipliers of the learning rate by parameter name (by address in a supernet); they do not
             multiply the decay.
         device: where to train, such as "cuda"; the model is moved there and stays. Default: where it is.
+        auxiliary: losses that layers of the model have beside the task's, by name, each with its weight in the sum:
+            "ratio" (`DynamicChunks`, see `ratio_loss`), "routing" (`Routed`, `routing_loss`), "gate" (`GatedDepth`,
+            `mean_gate`), "rate" (`MultiRate`, `rate_loss`); of `EarlyExit` and `MultiRate` "exits", the task's mean loss at
+            the exits before the end, "exit_distillation" and "halting" (`halting_loss`). Subnets without such layers
+            have none of it.
         group: the processes that train together, each calling this with the same arguments; see `distributed`.
 
     Raises:
-        ValueError: bad numbers, an unknown strategy, optimizer, type, device or parameter name, or a checkpoint
-            that is in the way or of another training.
+        ValueError: bad numbers, an unknown strategy, optimizer, type, device or parameter name, an auxiliary loss that
+            is not there or about nothing in the model, or a checkpoint that is in the way or of another training.
         BodyplanError: the training diverged, or the checkpoint cannot be read.
     """
     _check(steps, lr, warmup, accumulate, clip)
     dtype = check_dtype(dtype)
+    extra = _checked(model, auxiliary)
     keep_freed_memory()
     if device is not None:
         model.to(check_device(device))
     group = group or Group()
     chosen = resolve(strategy)
     moved = make_optimizer(optimizer, _trained(model), weight_decay, rates)
-    trainer = Trainer(model, task, Settings(chosen, steps, seed, clip, accumulate, dtype), moved, group)
+    trainer = Trainer(model, task, Settings(chosen, steps, seed, clip, accumulate, dtype, extra), moved, group)
     path = None if checkpoint is None else Path(checkpoint)
     asked = {"steps": steps, "strategy": _label(model, chosen), "lr": lr, "seed": seed, "warmup": warmup,
              "weight_decay": weight_decay, "task": task.fingerprint if path else "",
              **_unusual(accumulate=(accumulate, 1), dtype=(dtype, None), clip=(clip, 1.0), rates=(_digest(rates), ""),
-                        optimizer=(optimizer, "adamw"), workers=(group.size, 1))}
+                        optimizer=(optimizer, "adamw"), workers=(group.size, 1), auxiliary=(extra, {}))}
     if not restore(trainer, path, asked, resume):
         trainer.begin()
     with on_threads(threads), saved(trainer, path, asked) as save:
@@ -136,6 +142,23 @@ def _trained(model: nn.Module) -> dict[str, Any]:
     if not trained:
         raise ValueError(f"training needs parameters that require gradients: {type(model).__name__} has none")
     return trained
+
+
+def _checked(model: nn.Module, auxiliary: Mapping[str, float] | None) -> dict[str, float]:
+    if not auxiliary:
+        return {}
+    from .auxiliary import check_auxiliary
+
+    return check_auxiliary(model, auxiliary)
+
+
+def held_auxiliary(model: nn.Module, auxiliary: Mapping[str, float]) -> dict[str, float]:
+    """Those of the auxiliary losses that a model has layers for."""
+    if not auxiliary:
+        return {}
+    from .auxiliary import applying
+
+    return applying(model.modules(), auxiliary)
 
 
 def _label(model: nn.Module, strategy: TrainingStrategy) -> str:

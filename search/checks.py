@@ -137,6 +137,18 @@ def check_inherit(inherit: bool, supernet: bool, trains: bool) -> None:
                          "objective that needs a trained model, or leave inherit out")
 
 
+def check_auxiliary(auxiliary: Mapping[str, float] | None, space: Space, trains: bool) -> dict[str, float]:
+    """The losses beside the task's by name; raises where there is no training, or nothing in the space that has them."""
+    if not auxiliary:
+        return {}
+    if not trains:
+        raise ValueError(f"auxiliary losses are for trainings: got {', '.join(map(repr, auxiliary))} in a sweep without any; "
+                         "leave them out")
+    from ..evaluators.auxiliary import check_auxiliary as checked
+
+    return checked(space, auxiliary)
+
+
 def check_training_strategy(strategy: Any) -> str:
     """What a way to train a supernet is called; raises for one that nobody registered."""
     from ..evaluators.strategies import resolve

@@ -26,7 +26,8 @@ _SAME = {  # what may not change between a sweep and its resume, and what people
     "space_hash": "space", "objectives": "objectives", "task": "task", "strategy": "strategy", "seed": "seed",
     "supernet": "supernet", "supernet_steps": "supernet_steps", "supernet_strategy": "supernet_strategy",
     "supernet_workers": "supernet_workers", "device": "device", "dtype": "dtype",
-    "steps": "steps", "inherit": "inherit", "order": "order", "in_flight": "in_flight", "initial": "initial",
+    "steps": "steps", "inherit": "inherit", "auxiliary": "auxiliary", "order": "order", "in_flight": "in_flight",
+    "initial": "initial",
 }
 
 

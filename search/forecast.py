@@ -98,7 +98,8 @@ def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
     assert sweep.task is not None
     net = Supernet(sweep.space, seed=sweep.seed)
     seconds = step_seconds(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed,
-                           device=sweep.device, dtype=sweep.dtype, threads=supernet_threads(sweep))
+                           device=sweep.device, dtype=sweep.dtype, auxiliary=sweep.auxiliary,
+                           threads=supernet_threads(sweep))
     return net.state_numpy(), seconds
 
 

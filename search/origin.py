@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,11 +38,12 @@ class SweepOrigin:
     steps: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    auxiliary: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sweep: Sweep) -> SweepOrigin:
         return cls(sweep.space, sweep.directory, sweep.supernet, sweep.trains, sweep.task, sweep.steps, sweep.device,
-                   sweep.dtype)
+                   sweep.dtype, sweep.auxiliary)
 
     def architecture(self, trial: Trial) -> Architecture:
         return self.space.architecture(trial.genome)
@@ -82,10 +84,11 @@ class SweepOrigin:
                                     "them again: get the front from the sweep's own file, with "
                                     "Sweep(...).front() or run(resume=True)")
             from ..evaluators.devices import on_threads
-            from ..evaluators.training import train
+            from ..evaluators.training import held_auxiliary, train
 
             with on_threads(1):
-                train(module, self.task, self.steps, seed=trial.seed or 0, device=self.device, dtype=self.dtype)
+                train(module, self.task, self.steps, seed=trial.seed or 0, device=self.device, dtype=self.dtype,
+                      auxiliary=held_auxiliary(module, self.auxiliary))
         return module.cpu().eval()
 
     @cached_property

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULTS", "check_placement", "supernet_threads", "told"]
 
-DEFAULTS = {"device": "cpu", "dtype": "float32", "supernet_workers": 1, "inherit": False}
+DEFAULTS = {"device": "cpu", "dtype": "float32", "supernet_workers": 1, "inherit": False, "auxiliary": {}}
 
 
 def check_placement(sweep: Sweep) -> None:

@@ -70,7 +70,8 @@ def make_supernet(session: Session) -> None:
 
     checkpoint = sweep.directory / "supernet.checkpoint.safetensors"
     record = _train_shared(sweep, net, strategy=sweep.supernet_strategy, seed=sweep.seed, dtype=sweep.dtype,
-                           checkpoint=checkpoint, resume=True, progress=progress, threads=supernet_threads(sweep))
+                           auxiliary=sweep.auxiliary, checkpoint=checkpoint, resume=True, progress=progress,
+                           threads=supernet_threads(sweep))
     session.reporter.end()
     net.save(path)
     session.journal.append("supernet", {

@@ -65,6 +65,8 @@ class Sweep:
         inherit: such a candidate starts from the weights of the nearest one that the strategy was told of
             (`space.distance`, `inherited`), the first ones from fresh weights. It then has the steps of its line behind
             it, so scores compare candidates of one sweep and are no measure of an architecture alone.
+        auxiliary: losses that layers have beside the task's, by name, each with its weight: "ratio", "routing", "gate" and
+            others, see `bp.train`. Shared weights and candidates trained alone get them where they have such layers.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
         address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
         device: where supernet and candidates are trained and scored: "cpu", "cuda", "cuda:1"; for every worker that
@@ -102,7 +104,7 @@ class Sweep:
                  timeout: float | None = None, memory_gb: float | None = None, address: str | None = None,
                  reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False,
                  device: str = "cpu", dtype: str = "float32", supernet_workers: int = 1,
-                 inherit: bool = False):
+                 inherit: bool = False, auxiliary: Mapping[str, float] | None = None):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -120,6 +122,7 @@ class Sweep:
         self._set_executor(executor, workers, order, in_flight, timeout, memory_gb, address)
         self.device, self.dtype, self.supernet_workers = device, dtype, supernet_workers
         check_placement(self)
+        self.auxiliary = checks.check_auxiliary(auxiliary, space, self.trains)
         self.initial = checks.resolve_initial(initial, space)
         self.declared_reference = checks.resolve_reference(reference, self.objectives)
         checks.check_tracking(tracking)
@@ -182,7 +185,8 @@ class Sweep:
         """What judges this sweep's candidates in a worker; `weights` are the supernet's, as numpy arrays."""
         from ..evaluators.evaluation import Evaluator
 
-        return Evaluator(self.space, self.task, self.objectives, weights=weights, device=self.device, dtype=self.dtype)
+        return Evaluator(self.space, self.task, self.objectives, weights=weights, device=self.device, dtype=self.dtype,
+                         auxiliary=self.auxiliary)
 
     @property
     def weights_folder(self) -> Path | None:

@@ -1,5 +1,6 @@
 """Training: it learns, it leaves alone what it does not touch, and it resumes to the bit."""
 
+import contextlib
 import math
 
 import bodyplan as bp
@@ -266,3 +267,32 @@ def test_the_seconds_of_a_step_leave_out_what_a_training_costs_once(space, task,
     for steps in (1, 4):
         assert step_seconds(space.sample(0).build(seed=0), task, steps, lambda: now[0]) == 3.0
     assert step_seconds(bp.Supernet(space, seed=0), task, 2, lambda: now[0], strategy="single_path") == 3.0
+
+
+def test_what_layers_draw_is_a_function_of_the_step(tmp_path):
+    block = bp.Block(mixer=bp.Attention(heads=2), channel=bp.MLP(ratio=1))
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=256), width=16, body=bp.GatedDepth((block, block), temperature=2.0),
+                     head=bp.LanguageHead())
+    task = bp.tasks.text(length=16, batch=4, held_out_batches=2)
+
+    def trained(**options):
+        model = space.sample(0).build(seed=0)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(model, task, 6, checkpoint=tmp_path / "state.safetensors", **options)
+        return model
+
+    def stop(done, steps, loss):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    state = torch.get_rng_state()
+    model = space.sample(0).build(seed=0)
+    train(model, task, 6)
+    assert torch.equal(torch.get_rng_state(), state)
+    trained(progress=stop)
+    torch.rand(7)
+    again = trained(resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    other = space.sample(0).build(seed=0)
+    train(other, task, 6, seed=1)
+    assert not torch.equal(next(model.parameters()), next(other.parameters()))
