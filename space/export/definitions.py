@@ -38,6 +38,12 @@ RUNNERS = tuple(getattr(running, name) for name in running.__all__)
 _CHECKER = re.compile(r"[ \t]*# (type: ignore|noqa)\b[^\n]*")
 
 
+# A corrected layer is called by its name and weights, so that no function of `running` can ask what it takes.
+ADAPTED = "(x_BTD, shared))\n        return x_BTD"
+ASKED = """(x_BTD, shared) if getattr(layer, "shares", False) else (x_BTD,))
+        return x_BTD"""
+
+
 @dataclass(frozen=True)
 class Handed:
     """What is known of the hand-over between layers: the classes that take part, the names read (None: not yet known)."""
@@ -120,6 +126,8 @@ class Definitions:
             text = _CHECKER.sub("", chunk.text)
             if name == "Model" and not self.built.has_source:
                 text = without(text, "source", functions)
+            if name == "AdaptedLayers":
+                text = self._asked(text)
             if is_house(chunk) or "shares" in text:
                 text = self._shared(chunk, text, name in taking, functions)
             text = of_rank(text, chunk.home, 4 if self.built.grid else 3)
@@ -128,6 +136,17 @@ class Definitions:
             elif name in parts.given:
                 text = inlined(text, name, parts, {k: v for k, v in names.items() if v not in parts.given})
             chunk.text = chunk.original = text
+
+    def _asked(self, text: str) -> str:
+        """Corrected layers, asked at run time whether they take what is handed on where some do and some do not."""
+        adapted = {type(layer) for layer in self.built.adapted()}
+        takers = adapted & self.handed.classes
+        if not takers or takers == adapted:
+            return text
+        self._marked |= takers
+        changed = text.replace(ADAPTED, ASKED)
+        assert changed != text
+        return changed
 
     def _shared(self, chunk: Chunk, text: str, takes_part: bool, functions: set[str]) -> str:
         if not takes_part:

@@ -64,6 +64,9 @@ NESTED = {
         channel=bp.Parallel(branches=(bp.MLP(), bp.SwiGLU()))), bp.Once()),
     "a stream that not every layer shares": (TEXT, bp.Conditioned((
         bp.Block(mixer=bp.Attention(heads=2), norm=bp.AdaNorm()), bp.StreamNorm(), bp.Routed(layer()))), bp.Loop(2)),
+    "corrections around what takes none of a stream": (TEXT, bp.Conditioned((
+        bp.Block(mixer=bp.Attention(heads=2), norm=bp.AdaNorm()), bp.Looped((layer(), bp.StreamNorm()), LORA),
+        bp.Looped((bp.Block(mixer=bp.Attention(heads=2), norm=bp.AdaNorm()), CONV), LORA))), bp.Once()),
     "variates that mix": (SERIES, (bp.Block(mixer=bp.Attention(heads=2, bidirectional=True, rotary=False)), bp.Block(
         mixer=bp.CrossViewAttention(heads=2, views=3), channel=bp.MLP(activation="sine"))), bp.Once()),
     "shared keys on a grid": (IMAGE, bp.Stack((layer(), bp.Block(mixer=bp.DepthwiseConv2d(kernel=3)), layer()),
