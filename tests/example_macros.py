@@ -147,6 +147,10 @@ GRID = {
     "conditioned on a grid": space(bp.Conditioned(bp.repeat(bp.Block(
         mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), channel=bp.MLP(ratio=1), join=bp.AdaGate(),
         norm=bp.choice(bp.AdaNorm(), bp.TimeDependentNorm())), 2)), **IMAGES),
+    "prompted": space(bp.Prompted((
+        bp.Block(mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), norm=bp.AdaNorm()),
+        bp.UShape(inner=bp.Block(channel=bp.MLP(ratio=1), norm=bp.AdaNorm()), stride=(2, 2), width=bp.choice(12, 24),
+                  carry=("condition",))), features=5, tokens=1), **IMAGES),
     "shortcuts on a grid": space((bp.Shortcuts(BLOCK, adapters=bp.Block(channel=bp.MLP(ratio=1))), bp.MultiRate(
         (BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=0)), **IMAGES),
     "class attention": space((bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1),

@@ -25,7 +25,7 @@
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before
-    conditioned         layers that read a condition
+    conditioned, prompted   layers that read a condition; a text and a time, the model's second input
     class_attention     a class token that reads the patches
     token_pooling, multiscale   stages of image transformers: pooled tokens, pooled attention
     nested              layers among words inside layers among sentences
