@@ -75,6 +75,7 @@ _HOMES = {
     "DeepNorm DeepScale NormScaling DepthScale": ".space.macros.residual_depth",
     "Conditioned": ".space.macros.conditioned",
     "Prompted": ".space.macros.prompted",
+    "Framed": ".space.macros.framed",
     "ClassAttention": ".space.macros.class_attention",
     "DenseGroup": ".space.macros.dense_group",
     "Operator Source": ".space.operator",

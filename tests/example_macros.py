@@ -216,6 +216,9 @@ ALL = CAUSAL | NOT_CAUSAL | GRID
 # What runs here depends on the input, so that their costs are expectations.
 BY_INPUT = {
     "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "the best tokens of every frame": space(bp.Framed((BLOCK, bp.Routed(
+        bp.repeat(BLOCK, bp.integer(1, 2)), bp.choice(0.2, 0.5), weight=bp.choice("linear", "sigmoid"), within="frame")),
+        tokens=bp.choice(2, 3)), embed=bp.MarkedEmbedding(vocab=32, marks=tuple(range(20)))),
     "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
         bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),

@@ -12,6 +12,7 @@ from ..joined import JoinedBlock, JoinedSublayer
 from ..macros.base import Macro
 from ..macros.conditioned import ConditionedLayers
 from ..macros.encoder_decoder import EncoderDecoderLayers
+from ..macros.framed import FramedLayers
 from ..macros.latent_reasoning import ReasoningLayers
 from ..macros.prompted import PromptedLayers
 from ..macros.recursion_layers import NormedRounds
@@ -65,7 +66,7 @@ class Built:
         modules = [record.module for record in self.records.values()]
         self.has_source = any(isinstance(m, EncoderDecoderLayers | PromptedLayers) for m in modules)
         self.continues = any(isinstance(m, ReasoningLayers) for m in modules)      # from states, within one pass
-        handing = (EncoderDecoderLayers, ConditionedLayers, PromptedLayers, FusedStates)
+        handing = (EncoderDecoderLayers, ConditionedLayers, PromptedLayers, FramedLayers, FusedStates)
         starts: list[nn.Module] = [m for m in modules if isinstance(m, handing)]
         self.spreads = bool(starts)
         starts += [m for m in modules if isinstance(m, SharingLayers) and any(id(part) in reading for part in m.modules())]

@@ -8,7 +8,7 @@
     ushape            down, inner layers, up, with a skip
     looped            layers that run several times
     recursion, token_recursion   how they do: encoded, in several streams, in any order; some of the tokens, sliced
-    routed            layers that some tokens pass by
+    routed, framed    layers that some tokens pass by, of a sequence or of every frame of it
     gated             layers that some sequences pass by
     exits             layers that the stream may leave early
     transforms        fewer tokens as one matrix W: choosers and clustering make it, reductions are its configs
