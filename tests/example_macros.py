@@ -150,7 +150,8 @@ GRID = {
     "prompted": space(bp.Prompted((
         bp.Block(mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), norm=bp.AdaNorm()),
         bp.UShape(inner=bp.Block(channel=bp.MLP(ratio=1), norm=bp.AdaNorm()), stride=(2, 2), width=bp.choice(12, 24),
-                  carry=("condition",))), features=5, tokens=1), **IMAGES),
+                  carry=("condition",))), features=5, tokens=1),
+        **IMAGES | {"embed": bp.LatentEmbedding(channels=1, image=(6, 8))}),
     "shortcuts on a grid": space((bp.Shortcuts(BLOCK, adapters=bp.Block(channel=bp.MLP(ratio=1))), bp.MultiRate(
         (BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=0)), **IMAGES),
     "class attention": space((bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1),

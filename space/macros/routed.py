@@ -29,7 +29,32 @@ WITHIN = ("sequence", "frame")
 CHOICES, WEIGHTS = ("top_k", "threshold"), ("linear", "tanh", "sigmoid", "through", "none")
 
 
-class RoutedLayers(nn.Module):
+class WeighedLayers(nn.Module):
+    """Layers for some tokens, a score for every token, and how much of what they add goes into the stream."""
+
+    def __init__(self, layers: list[nn.Module], width: int, capacity: float, weight: str, scale: float, ahead: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.capacity, self.weight, self.scale, self.ahead = capacity, weight, scale, ahead
+        self.router = nn.Linear(width, 1, bias=False)
+
+    def weighed(self, before_BKD: Tensor, y_BKD: Tensor, score_BK: Tensor) -> Tensor:
+        """The stream of chosen tokens, what the layers add to it weighed by the score."""
+        if self.weight == "none":
+            return y_BKD
+        if self.weight == "linear":
+            weight_BK = score_BK
+        elif self.weight == "tanh":
+            weight_BK = self.scale * torch.tanh(score_BK)
+        elif self.weight == "sigmoid":
+            weight_BK = torch.sigmoid(score_BK)
+        else:
+            open_BK = torch.sigmoid(score_BK)                    # one, with the gradient of the sigmoid
+            weight_BK = 1 + (open_BK - open_BK.detach())
+        return before_BKD + weight_BK.unsqueeze(-1) * (y_BKD - before_BKD)
+
+
+class RoutedLayers(WeighedLayers):
     """x + r (layers(x) - x) for chosen tokens, x for the others; the layers see the chosen ones alone.
 
     Decoding, tokens of one sequence part company with those of another: there is a state per sequence and layer, which a
@@ -39,10 +64,8 @@ class RoutedLayers(nn.Module):
 
     def __init__(self, layers: list[nn.Module], width: int, capacity: float, choose: str, weight: str, scale: float,
                  ahead: bool = False):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.capacity, self.choose, self.weight, self.scale, self.ahead = capacity, choose, weight, scale, ahead
-        self.router = nn.Linear(width, 1, bias=False)
+        super().__init__(layers, width, capacity, weight, scale, ahead)
+        self.choose = choose
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ahead and len(x) > 1:
@@ -63,21 +86,6 @@ class RoutedLayers(nn.Module):
         if self.choose == "threshold":
             y_BKD = torch.where(keep_BK.unsqueeze(-1), y_BKD, before_BKD)
         return put_back(x_BTD, places_BK, y_BKD).view(x.shape)
-
-    def weighed(self, before_BKD: Tensor, y_BKD: Tensor, score_BK: Tensor) -> Tensor:
-        """The stream of chosen tokens, what the layers add to it weighed by the score."""
-        if self.weight == "none":
-            return y_BKD
-        if self.weight == "linear":
-            weight_BK = score_BK
-        elif self.weight == "tanh":
-            weight_BK = self.scale * torch.tanh(score_BK)
-        elif self.weight == "sigmoid":
-            weight_BK = torch.sigmoid(score_BK)
-        else:
-            open_BK = torch.sigmoid(score_BK)                    # one, with the gradient of the sigmoid
-            weight_BK = 1 + (open_BK - open_BK.detach())
-        return before_BKD + weight_BK.unsqueeze(-1) * (y_BKD - before_BKD)
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[list[Any]]:
         return [[initial_state(layer, 1, dtype, device) for layer in self.layers] for _ in range(batch)]
@@ -101,7 +109,7 @@ class RoutedLayers(nn.Module):
         return torch.stack(rows), after
 
 
-class FrameRoutedLayers(RoutedLayers):
+class FrameRoutedLayers(WeighedLayers):
     """Of every frame the tokens with the largest scores go through the layers; tokens of no frame always do, unweighed.
 
     ahead: as above a threshold.
@@ -109,7 +117,7 @@ class FrameRoutedLayers(RoutedLayers):
 
     shares = True
 
-    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:   # type: ignore[override]
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         if shared is None or "frames" not in shared:
             raise ValueError("a route within frames reads which tokens are of which: got none; put it into Framed(layers)")
         frames_BT = shared["frames"]
@@ -203,7 +211,7 @@ class Routed(Macro):
     def build(self, width: int) -> nn.Module:
         layers = built_layers([entry.item for entry in kept(self.layers)], width)
         if self.within == "frame":
-            return FrameRoutedLayers(layers, width, self.capacity, self.choose, self.weight, self.scale, not super().causal)
+            return FrameRoutedLayers(layers, width, self.capacity, self.weight, self.scale, not super().causal)
         ahead = self.choose == "threshold" and not super().causal
         return RoutedLayers(layers, width, self.capacity, self.choose, self.weight, self.scale, ahead)
 

@@ -126,6 +126,11 @@ def test_a_token_depends_on_nothing_behind_its_frame():
     assert (bp.Routed(LAYERS, within="frame").causal, bp.Routed(LAYERS, within="frame").streaming) == (False, False)
 
 
+def test_a_route_within_frames_learns_no_threshold():
+    with pytest.raises(ValueError, match="about Routed"):
+        bp.routing_loss(model().float(), ids())
+
+
 @pytest.mark.parametrize(("made", "text"), [
     (lambda: bp.Routed(LAYERS, within="word").check(8, "body[0]"), "within is one of sequence, frame at body[0]: got 'word'"),
     (lambda: bp.Routed(LAYERS, within="frame", choose="threshold").check(8, "body[0]"), "is chosen by top_k at body[0]"),
