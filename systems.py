@@ -4,7 +4,8 @@
 follows from the `source` of whatever a user can name: operators (norms, embeddings and heads among them), macros, residual
 topologies, presets, tasks, search and training strategies. Rows that are applications are expressible when `expressible.tsv`
 names the preset or combination that their backbone is (id, a Python expression in `bp`, what it leaves out); every one of
-these expressions is built and run by a test. `inexpressible.tsv` says of others what would be needed.
+these expressions is built and run by a test. `inexpressible.tsv` says of others what would be
+needed, and of what operators and macros should realise and do not.
 """
 
 from __future__ import annotations
@@ -152,12 +153,13 @@ def to_json(rows: list[System]) -> str:
 
 
 def to_text(rows: list[System]) -> str:
-    """Fixed-width lines, the test that proves each, and the counts by class and state."""
+    """Fixed-width lines, the test that proves each, what some that are missing would need, the counts by class and state."""
     lines = [f"{r.id}  {r.tier}  {r.kind:<13}  {r.state:<11}  {r.system[:48]:<48}  {r.where[:40]:<40}  {r.test}".rstrip()
              for r in rows]
     counts = [f"{kind:<15}" + "".join(f"{n:>5} {state}" for n, state in zip(numbers, STATES, strict=True))
               for kind, numbers in _by_class(rows)]
-    return "\n".join([*lines, "", *counts, "", _counts(rows)])
+    needed = [f"{row.id}  would need {need}" for row, need in _needed(rows)]
+    return "\n".join([*lines, "", *needed, "", *counts, "", _counts(rows)])
 
 
 def to_markdown(rows: list[System]) -> str:
@@ -170,11 +172,15 @@ def to_markdown(rows: list[System]) -> str:
     counts = _markdown(("class, tier", *STATES), _by_class(rows))
     table = _markdown(("id", "tier", "class", "system", "state", "where"),
                       ((r.id, (r.tier, r.kind, r.system, r.state, _place(r))) for r in rows))
-    needs = inexpressible()
-    needed = _markdown(("id", "system", "what it would need"),
-                       ((r.id, (r.system, needs[r.id])) for r in rows if r.state == "missing" and r.id in needs))
+    needed = _markdown(("id", "system", "what it would need"), ((r.id, (r.system, need)) for r, need in _needed(rows)))
     return "\n".join([*head, *counts, "", *table, "", "## Expressible", "", *_combinations(rows),
                       "## Not expressible", "", *needed, ""])
+
+
+def _needed(rows: list[System]) -> Iterator[tuple[System, str]]:
+    """The rows that are missing of which it is known what they would need, with that."""
+    needs = inexpressible()
+    yield from ((row, needs[row.id]) for row in rows if row.state == "missing" and row.id in needs)
 
 
 def _place(row: System) -> str:

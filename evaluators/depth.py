@@ -86,7 +86,8 @@ def routing_loss(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The logits, and how far the scores of `Routed` layers are from telling the chosen tokens by their sign.
 
     Binary cross-entropy of every score with membership in the top `capacity` (Raposo et al., 2024); so `choose="threshold"`
-    comes to choose what "top_k" does. Its gradient reaches the layers before as the scores do.
+    comes to choose what "top_k" does. Its gradient reaches the layers before as the scores do. Routes within frames have no
+    threshold, and no part in it.
     """
     losses: list[Tensor] = []
 

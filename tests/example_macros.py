@@ -147,6 +147,11 @@ GRID = {
     "conditioned on a grid": space(bp.Conditioned(bp.repeat(bp.Block(
         mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), channel=bp.MLP(ratio=1), join=bp.AdaGate(),
         norm=bp.choice(bp.AdaNorm(), bp.TimeDependentNorm())), 2)), **IMAGES),
+    "prompted": space(bp.Prompted((
+        bp.Block(mixer=bp.choice(bp.DepthwiseConv2d(kernel=3), bp.Attention(heads=2)), norm=bp.AdaNorm()),
+        bp.UShape(inner=bp.Block(channel=bp.MLP(ratio=1), norm=bp.AdaNorm()), stride=(2, 2), width=bp.choice(12, 24),
+                  carry=("condition",))), features=5, tokens=1),
+        **IMAGES | {"embed": bp.LatentEmbedding(channels=1, image=(6, 8))}),
     "shortcuts on a grid": space((bp.Shortcuts(BLOCK, adapters=bp.Block(channel=bp.MLP(ratio=1))), bp.MultiRate(
         (BLOCK, BLOCK), fast=bp.Block(channel=bp.MLP(ratio=1)), leave=0)), **IMAGES),
     "class attention": space((bp.repeat(bp.Block(mixer=bp.Attention(heads=2, bidirectional=True), channel=bp.MLP(ratio=1),
@@ -212,6 +217,9 @@ ALL = CAUSAL | NOT_CAUSAL | GRID
 # What runs here depends on the input, so that their costs are expectations.
 BY_INPUT = {
     "tokens above a threshold": space((BLOCK, bp.Routed(bp.repeat(BLOCK, 2), 0.5, choose="threshold", weight="through"))),
+    "the best tokens of every frame": space(bp.Framed((BLOCK, bp.Routed(
+        bp.repeat(BLOCK, bp.integer(1, 2)), bp.choice(0.2, 0.5), weight=bp.choice("linear", "sigmoid"), within="frame")),
+        tokens=bp.choice(2, 3)), embed=bp.MarkedEmbedding(vocab=32, marks=tuple(range(20)))),
     "tokens an interpreter keeps": space((bp.ClassToken(), BOTH_WAYS, bp.DynamicDrop((BOTH_WAYS, bp.DynamicDrop(
         bp.repeat(BOTH_WAYS, bp.integer(1, 2)), heads=bp.choice(1, 2))), heads=4)), **IMAGES),
     "tokens choose their passes": space(bp.Looped(bp.repeat(BLOCK, 2), bp.TokenLoop(2))),

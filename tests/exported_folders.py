@@ -41,7 +41,7 @@ def load(path, name):
 @torch.no_grad()
 def judge(folder, number):
     model = load(folder / "model.py", f"model_{number}").Model.from_pretrained(folder)
-    told = load_file(folder.parent / (folder.name + ".told"))
+    told = {name: tensor.clone() for name, tensor in load_file(folder.parent / (folder.name + ".told")).items()}
     given = [told[name] for name in ("given", "source") if name in told]
     exact = torch.equal(model(*given), told["logits"])
     if "alone" in told:

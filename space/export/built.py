@@ -12,7 +12,9 @@ from ..joined import JoinedBlock, JoinedSublayer
 from ..macros.base import Macro
 from ..macros.conditioned import ConditionedLayers
 from ..macros.encoder_decoder import EncoderDecoderLayers
+from ..macros.framed import FramedLayers
 from ..macros.latent_reasoning import ReasoningLayers
+from ..macros.prompted import PromptedLayers
 from ..macros.recursion_layers import NormedRounds
 from ..macros.residual_layers import HyperLayers, LadderLayers, SharingLayers
 from ..macros.reversible_layers import ReversibleLayers
@@ -62,9 +64,9 @@ class Built:
         """
         reading = {id(self[name]) for name, op in self.architecture.modules if getattr(op, "reads_shared", False)}
         modules = [record.module for record in self.records.values()]
-        self.has_source = any(isinstance(m, EncoderDecoderLayers) for m in modules)
+        self.has_source = any(isinstance(m, EncoderDecoderLayers | PromptedLayers) for m in modules)
         self.continues = any(isinstance(m, ReasoningLayers) for m in modules)      # from states, within one pass
-        handing = (EncoderDecoderLayers, ConditionedLayers, FusedStates)
+        handing = (EncoderDecoderLayers, ConditionedLayers, PromptedLayers, FramedLayers, FusedStates)
         starts: list[nn.Module] = [m for m in modules if isinstance(m, handing)]
         self.spreads = bool(starts)
         starts += [m for m in modules if isinstance(m, SharingLayers) and any(id(part) in reading for part in m.modules())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..macros.prompted import Prompted
 from .describe import layer_rows, shape_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,13 @@ def _training(card: Mapping[str, Any]) -> str:
 def _use(architecture: Architecture, generates: bool, streams: bool, has_source: bool) -> str:
     lines = ["## Use", "", "Needs Python 3.11, torch and safetensors. In this folder:", "", "```python", "import torch",
              "from model import Model", "", 'model = Model.from_pretrained(".")']
-    if has_source:
+    prompts = [op for _, op in architecture.modules if isinstance(op, Prompted)]
+    if prompts:
+        embed: Any = architecture.plan.embed
+        lines += [f"latents = torch.randn(1, {embed.channels}, {', '.join(map(str, embed.sides))})",
+                  f"source = torch.randn(1, 20, {prompts[0].features})         # the time, and 19 tokens of a text",
+                  "predicted = model(latents, source)          # (batch, rows, columns, channels)"]
+    elif has_source:
         vocab = getattr(architecture.plan.embed, "vocab", 2)
         lines += [f"ids, source = torch.randint({vocab}, (1, 12)), torch.randint({vocab}, (1, 20))",
                   "logits = model(ids, source)                 # the encoder reads the source"]

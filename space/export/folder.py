@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...errors import BodyplanError
+from ..macros.prompted import Prompted
 from . import selftest
 from .card import card_of, write_card
 from .describe import fields_of, item_config
@@ -142,7 +143,8 @@ def _write(folder: Path, architecture: Architecture, module: nn.Module, source: 
 
 
 def _example(architecture: Architecture) -> dict[str, Tensor]:
-    """Fixed inputs: tokens spread over the vocabulary, a smooth image, smooth frames or series; a source of another length.
+    """Fixed inputs: tokens spread over the vocabulary, a smooth image, smooth frames or series; a source of another length,
+    or smooth features of a prompt.
 
     Raises:
         ValueError: an embedding of somebody's own does not say what it takes.
@@ -159,7 +161,11 @@ def _example(architecture: Architecture) -> dict[str, Tensor]:
         raise ValueError("an export stores outputs for an example, whose shape the embedding's fields tell: `vocab` of "
                          f"tokens, `sides` and `channels` of images, or `features` and `stack` of frames; got "
                          f"{type(embed).__name__} without; give it one of these")
-    return {"inputs": _smooth(BATCH, int(embed.channels), *map(int, embed.sides))}
+    images = {"inputs": _smooth(BATCH, int(embed.channels), *map(int, embed.sides))}
+    prompts = [op for _, op in architecture.modules if isinstance(op, Prompted)]
+    if prompts:
+        return {**images, "source": _smooth(BATCH, SOURCE, int(prompts[0].features))}
+    return {**images, "source": images["inputs"].flip(2)} if has_source(architecture) else images
 
 
 def _smooth(*shape: int) -> Tensor:
@@ -223,9 +229,10 @@ def _folder_test(*, generates: bool, streams: bool, has_source: bool) -> str:
     return text
 
 
+# Copies of what is loaded lie in memory as inputs do, which the last bits of a source of features depend on.
 _WITH_SOURCE = (
     ('inputs, wanted = stored.get_tensor("inputs"), stored.get_tensor("outputs")',
-     'inputs, source, wanted = (stored.get_tensor(name) for name in ("inputs", "source", "outputs"))'),
+     'inputs, source, wanted = (stored.get_tensor(n).clone() for n in ("inputs", "source", "outputs"))'),
     ("load()(inputs)", "load()(inputs, source)"),
     ('model, ids_BT = load(), load_file(HERE / "expected.safetensors")["inputs"]\n',
      'model, stored = load(), load_file(HERE / "expected.safetensors")\n'

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..macros.encoder_decoder import EncoderDecoder
 from ..model import lora_matrices
 from .built import Built
 from .calls import Calls
@@ -36,8 +35,8 @@ def streams(architecture: Architecture) -> bool:
 
 
 def has_source(architecture: Architecture) -> bool:
-    """Whether it takes a second input, which an encoder reads."""
-    return any(isinstance(op, EncoderDecoder) for _, op in architecture.modules)
+    """Whether it takes a second input, which an encoder or prompted layers read."""
+    return any(getattr(op, "reads_source", False) for _, op in architecture.modules)
 
 
 def module_source(architecture: Architecture) -> str:

@@ -8,7 +8,7 @@
     ushape            down, inner layers, up, with a skip
     looped            layers that run several times
     recursion, token_recursion   how they do: encoded, in several streams, in any order; some of the tokens, sliced
-    routed            layers that some tokens pass by
+    routed, framed    layers that some tokens pass by, of a sequence or of every frame of it
     gated             layers that some sequences pass by
     exits             layers that the stream may leave early
     transforms        fewer tokens as one matrix W: choosers and clustering make it, reductions are its configs
@@ -25,7 +25,7 @@
     encoder_decoder   layers that read what other layers made of the source
     stack, residual_*   layers with another residual topology; units are their sublayers
     dense_group         layers that each read the concatenation of all before
-    conditioned         layers that read a condition
+    conditioned, prompted   layers that read a condition; a text and a time, the model's second input
     class_attention     a class token that reads the patches
     token_pooling, multiscale   stages of image transformers: pooled tokens, pooled attention
     nested              layers among words inside layers among sentences

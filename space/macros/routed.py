@@ -17,18 +17,44 @@ from ..model import built_layers
 from ..operator import Length, Source, tokens_of
 from .base import Macro, Part, kept
 from .looped import stream_parts
-from .routing import compacted, count_of, gathered, picked, put_back
+from .routing import best_of_frames, compacted, count_of, gathered, picked, put_back
 from .running import as_sequence, initial_state, step_part
 
 if TYPE_CHECKING:
     from ..graph import Draft
 
-__all__ = ["Routed", "RoutedLayers"]
+__all__ = ["FrameRoutedLayers", "Routed", "RoutedLayers"]
 
+WITHIN = ("sequence", "frame")
 CHOICES, WEIGHTS = ("top_k", "threshold"), ("linear", "tanh", "sigmoid", "through", "none")
 
 
-class RoutedLayers(nn.Module):
+class WeighedLayers(nn.Module):
+    """Layers for some tokens, a score for every token, and how much of what they add goes into the stream."""
+
+    def __init__(self, layers: list[nn.Module], width: int, capacity: float, weight: str, scale: float, ahead: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.capacity, self.weight, self.scale, self.ahead = capacity, weight, scale, ahead
+        self.router = nn.Linear(width, 1, bias=False)
+
+    def weighed(self, before_BKD: Tensor, y_BKD: Tensor, score_BK: Tensor) -> Tensor:
+        """The stream of chosen tokens, what the layers add to it weighed by the score."""
+        if self.weight == "none":
+            return y_BKD
+        if self.weight == "linear":
+            weight_BK = score_BK
+        elif self.weight == "tanh":
+            weight_BK = self.scale * torch.tanh(score_BK)
+        elif self.weight == "sigmoid":
+            weight_BK = torch.sigmoid(score_BK)
+        else:
+            open_BK = torch.sigmoid(score_BK)                    # one, with the gradient of the sigmoid
+            weight_BK = 1 + (open_BK - open_BK.detach())
+        return before_BKD + weight_BK.unsqueeze(-1) * (y_BKD - before_BKD)
+
+
+class RoutedLayers(WeighedLayers):
     """x + r (layers(x) - x) for chosen tokens, x for the others; the layers see the chosen ones alone.
 
     Decoding, tokens of one sequence part company with those of another: there is a state per sequence and layer, which a
@@ -38,10 +64,8 @@ class RoutedLayers(nn.Module):
 
     def __init__(self, layers: list[nn.Module], width: int, capacity: float, choose: str, weight: str, scale: float,
                  ahead: bool = False):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.capacity, self.choose, self.weight, self.scale, self.ahead = capacity, choose, weight, scale, ahead
-        self.router = nn.Linear(width, 1, bias=False)
+        super().__init__(layers, width, capacity, weight, scale, ahead)
+        self.choose = choose
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ahead and len(x) > 1:
@@ -62,21 +86,6 @@ class RoutedLayers(nn.Module):
         if self.choose == "threshold":
             y_BKD = torch.where(keep_BK.unsqueeze(-1), y_BKD, before_BKD)
         return put_back(x_BTD, places_BK, y_BKD).view(x.shape)
-
-    def weighed(self, before_BKD: Tensor, y_BKD: Tensor, score_BK: Tensor) -> Tensor:
-        """The stream of chosen tokens, what the layers add to it weighed by the score."""
-        if self.weight == "none":
-            return y_BKD
-        if self.weight == "linear":
-            weight_BK = score_BK
-        elif self.weight == "tanh":
-            weight_BK = self.scale * torch.tanh(score_BK)
-        elif self.weight == "sigmoid":
-            weight_BK = torch.sigmoid(score_BK)
-        else:
-            open_BK = torch.sigmoid(score_BK)                    # one, with the gradient of the sigmoid
-            weight_BK = 1 + (open_BK - open_BK.detach())
-        return before_BKD + weight_BK.unsqueeze(-1) * (y_BKD - before_BKD)
 
     def init_state(self, batch: int, dtype: torch.dtype = torch.float32, device: Any = None) -> list[list[Any]]:
         return [[initial_state(layer, 1, dtype, device) for layer in self.layers] for _ in range(batch)]
@@ -100,6 +109,36 @@ class RoutedLayers(nn.Module):
         return torch.stack(rows), after
 
 
+class FrameRoutedLayers(WeighedLayers):
+    """Of every frame the tokens with the largest scores go through the layers; tokens of no frame always do, unweighed.
+
+    ahead: as above a threshold.
+    """
+
+    shares = True
+
+    def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
+        if shared is None or "frames" not in shared:
+            raise ValueError("a route within frames reads which tokens are of which: got none; put it into Framed(layers)")
+        frames_BT = shared["frames"]
+        if self.ahead and len(x_BTD) > 1:
+            rows = zip(torch.split(x_BTD, 1), torch.split(frames_BT, 1), strict=True)
+            return torch.cat([self._routed(row_1TD, row_1T) for row_1TD, row_1T in rows])
+        return self._routed(x_BTD, frames_BT)
+
+    def _routed(self, x_BTD: Tensor, frames_BT: Tensor) -> Tensor:
+        score_BT = self.router(x_BTD).squeeze(-1)
+        places_BK, keep_BK = compacted(best_of_frames(score_BT, frames_BT, self.capacity))
+        before_BKD = gathered(x_BTD, places_BK)
+        y_BKD = before_BKD
+        for layer in self.layers:
+            y_BKD = as_sequence(layer, y_BKD, True)
+        weighed_BKD = self.weighed(before_BKD, y_BKD, score_BT.gather(1, places_BK))
+        y_BKD = torch.where((frames_BT.gather(1, places_BK) == 0).unsqueeze(-1), y_BKD, weighed_BKD)
+        y_BKD = torch.where(keep_BK.unsqueeze(-1), y_BKD, before_BKD)
+        return put_back(x_BTD, places_BK, y_BKD)
+
+
 @dataclass(frozen=True)
 class Routed(Macro):
     """Mixture-of-Depths (Raposo et al., 2024): a share of the tokens goes through these layers, the others pass by.
@@ -111,8 +150,12 @@ class Routed(Macro):
     "threshold". weight: what the layers add is multiplied by the score ("linear"), by `scale * tanh(score)` (p-MoD), by its
     sigmoid, by one with the sigmoid's gradient ("through", Router-Tuning), or by nothing ("none").
 
-    Chosen tokens stand at their places among themselves. Costs take `capacity` of the tokens; `bp.measured_macs` counts
-    what ran. Layers inside get nothing of what an outer stream shares.
+    within: what the share is of: "sequence"; or "frame", VideoLLM-MoD (Wu et al., 2024): a share of the tokens of every
+    frame, by "top_k", while all tokens of no frame, those of the text, go through unweighed; `Framed(layers)` around says
+    which are which. A token then depends on its whole frame and, where the layers are causal, on nothing after it.
+
+    Chosen tokens stand at their places among themselves. Costs take `capacity` of the tokens, as if there were no text;
+    `bp.measured_macs` counts what ran. Layers inside get nothing of what an outer stream shares.
     """
 
     layers: Any
@@ -120,6 +163,7 @@ class Routed(Macro):
     choose: Any = "top_k"
     weight: Any = "linear"
     scale: Any = 0.2
+    within: Any = "sequence"
     holds: ClassVar[tuple[str, ...]] = ("layers",)
     streams: ClassVar[tuple[str, ...]] = ("layers",)
     vanishes: ClassVar[bool] = True
@@ -130,9 +174,17 @@ class Routed(Macro):
     def check(self, width: int, where: str) -> None:
         if not 0 < self.capacity <= 1:
             raise ValueError(f"capacity is a share of the tokens above 0 and up to 1 at {where}: got {self.capacity}")
-        for name, value, allowed in (("choose", self.choose, CHOICES), ("weight", self.weight, WEIGHTS)):
+        for name, value, allowed in (("choose", self.choose, CHOICES), ("weight", self.weight, WEIGHTS),
+                                     ("within", self.within, WITHIN)):
             if value not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)} at {where}: got {value!r}")
+        if self.within == "frame" and self.choose != "top_k":
+            raise ValueError(f"the share of a frame is chosen by top_k at {where}: got choose={self.choose!r}; leave it "
+                             "out, or use within='sequence'")
+
+    @property
+    def reads_shared(self) -> bool:                                                  # type: ignore[override]
+        return bool(self.within == "frame")
 
     @property
     def causal(self) -> bool:                                                        # type: ignore[override]
@@ -158,6 +210,8 @@ class Routed(Macro):
 
     def build(self, width: int) -> nn.Module:
         layers = built_layers([entry.item for entry in kept(self.layers)], width)
+        if self.within == "frame":
+            return FrameRoutedLayers(layers, width, self.capacity, self.weight, self.scale, not super().causal)
         ahead = self.choose == "threshold" and not super().causal
         return RoutedLayers(layers, width, self.capacity, self.choose, self.weight, self.scale, ahead)
 

@@ -68,19 +68,33 @@ class UShapeLayers(nn.Module):
     shares = True
 
     def __init__(self, before: nn.Module, down: nn.Module, inner: nn.Module, up: nn.Module, after: nn.Module,
-                 merge: nn.Module | None = None, gate: nn.Module | None = None):
+                 merge: nn.Module | None = None, gate: nn.Module | None = None, carry: nn.ModuleDict | None = None):
         super().__init__()
         self.before, self.down, self.inner, self.up, self.after = before, down, inner, up, after
-        self.merge, self.gate = merge, gate
+        self.merge, self.gate, self.carry = merge, gate, carry
 
     def forward(self, x_BTD: Tensor, shared: dict[str, Any] | None = None) -> Tensor:
         more = () if shared is None else (shared,)
+        inside = more
+        if self.carry is not None:
+            inside = (carried(self.carry, shared),)
         x_BTD = self.before(x_BTD, *more)
-        y_BTD: Tensor = self.up(self.inner(self.down(x_BTD), *more), x_BTD)
+        y_BTD: Tensor = self.up(self.inner(self.down(x_BTD), *inside), x_BTD)
         if self.gate is not None:
             x_BTD = self.gate(x_BTD, y_BTD)
         x_BTD = x_BTD + y_BTD if self.merge is None else self.merge(torch.cat([x_BTD, y_BTD], dim=-1))
         return self.after(x_BTD, *more)                                              # type: ignore[no-any-return]
+
+
+def carried(maps: nn.ModuleDict, shared: dict[str, Any] | None) -> dict[str, Any]:
+    """What is handed on, at the inner width where there is a map. Raises ValueError where something is not handed on."""
+    found = {} if shared is None else dict(shared)
+    for name, mapped in maps.items():
+        if name not in found:
+            raise ValueError(f"a U carries inside what layers around it hand on: got no {name}; put it into "
+                             "Prompted(layers), EncoderDecoder(encoder, decoder) or Conditioned(layers), or leave carry out")
+        found[name] = mapped(found[name])
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,9 @@ class UShape(Macro):
     one from below, "sum", "concat" with a projection, or "gated": an attention gate that reads both weighs every place of the
     former before they are concatenated (Attention U-Net, Oktay et al., 2018; the gate is computed at the outer resolution,
     its hidden layer is half as wide). resample: "full" convolutions of kernel = stride down and up, or
-    "separable" ones of `kernel` taps down and repeated tokens up, as in Squeezeformer (Kim et al., 2022). Looks ahead: not
+    "separable" ones of `kernel` taps down and repeated tokens up, as in Squeezeformer (Kim et al., 2022). carry: names of
+    what layers around hand on, a "memory" or a "condition", which inner layers read at their width: a linear map of each,
+    without a bias. Costs take a condition to be one vector and all else to be as long as the outer stream. Looks ahead: not
     causal.
     """
 
@@ -104,6 +120,7 @@ class UShape(Macro):
     skip: Any = "sum"
     resample: Any = "full"
     kernel: Any = 5
+    carry: Any = ()
     holds: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
     streams: ClassVar[tuple[str, ...]] = ("inner", "before", "after")
     causal: ClassVar[bool] = False
@@ -126,6 +143,10 @@ class UShape(Macro):
             raise ValueError(f"width is a positive int, or None to keep it, at {where}: got {self.width!r}")
         if self.resample == "separable":
             require_whole("kernel", self.kernel, where, low=max(self.strides), instead="a kernel covers its stride")
+        names = self.carry if isinstance(self.carry, (tuple, list)) else (None,)
+        if any(not isinstance(name, str) or not name.isidentifier() for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"carry is a tuple of names, each once, at {where}: got {self.carry!r}; use "
+                             "('memory', 'condition')")
 
     def axes(self, width: int) -> dict[str, Param]:
         out, into = axis("width", width), axis("inner_width", self.width or width)
@@ -141,7 +162,7 @@ class UShape(Macro):
             found |= {"gate.skip.weight": param(hidden, out), "gate.below.weight": param(hidden, out),
                       "gate.below.bias": param(hidden, init="zeros"), "gate.score.weight": param(one, hidden),
                       "gate.score.bias": param(one, init="zeros")}
-        return found
+        return found | {f"carry.{name}.weight": param(into, out) for name in self.carry}
 
     def gate_width(self, width: int) -> int:
         """Hidden units of the gate."""
@@ -157,6 +178,8 @@ class UShape(Macro):
         axes, below = self.axes(width), tokens_of(after_stride(length, self.strides))
         outer = ("merge.weight", "gate.skip.weight", "gate.below.weight", "gate.score.weight")
         merge = sum(axes[name].numel for name in outer if name in axes) * tokens_of(length)
+        merge += sum(axes[f"carry.{name}.weight"].numel * (1 if name == "condition" else tokens_of(length))
+                     for name in self.carry)
         if self.resample == "separable":
             down = (axes["down.taps"].numel + axes["down.mix.weight"].numel) * below
             return float(down + axes["up.mix.weight"].numel * tokens_of(length) + merge)
@@ -175,8 +198,9 @@ class UShape(Macro):
         if self.resample == "separable":
             down = SeparableDown(width, inner, self.strides, self.kernel)
             up = RepeatedTokens(inner, width, self.strides)
+        carry = nn.ModuleDict({name: nn.Linear(width, inner, bias=False) for name in self.carry}) if self.carry else None
         return UShapeLayers(layers(self.before, width), down, layers(self.inner, inner), up, layers(self.after, width), merge,
-                            gate)
+                            gate, carry)
 
     def sketch(self, draft: Draft, stream: int, place: str, width: int) -> int:
         inner = self.width or width

@@ -10,6 +10,7 @@ from bodyplan.space.operators.compression_stem import CompressionStem
 from bodyplan.space.operators.conv_mlp import ConvMLP
 from bodyplan.space.operators.conv_tokenizer import ConvTokenizer
 from bodyplan.space.operators.dense_head import DenseHead
+from bodyplan.space.operators.latent_embedding import LatentEmbedding
 from bodyplan.space.operators.linear_reduced import LinearReducedAttention
 from bodyplan.space.operators.local_value_attention import LocalValueAttention
 from bodyplan.space.operators.pooled_head import PooledHead
@@ -31,6 +32,8 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (CompressionStem(image=(8, 16), channels=1, halvings=2, hidden=3, latent=4), 8),
         (CompressionStem(image=16, halvings=3, hidden=4, latent=3), 8)],
     "DenseHead": [(DenseHead(classes=5, hidden=6), 16), (DenseHead(classes=3, hidden=4, up=2), 8), (DenseHead(classes=1), 8)],
+    "LatentEmbedding": [(LatentEmbedding(channels=3, image=(5, 7), kernel=5), 16), (LatentEmbedding(image=4), 8),
+                        (LatentEmbedding(image=6, kernel=1), 12)],
     "LinearReducedAttention": [
         (LinearReducedAttention(heads=4, side=3), 16), (LinearReducedAttention(heads=2, side=2, head_dim=3), 8),
         (LinearReducedAttention(heads=2, side=1), 8)],
@@ -387,11 +390,23 @@ def pooled_head(w, config, x):
     return z @ w["scores.weight"].T + w["scores.bias"]
 
 
+def latent_embedding(w, config, latents):
+    """Tap by tap, zeros around."""
+    padded = torch.nn.functional.pad(latents, (config.kernel // 2,) * 4)
+    y = w["bias"][None, :, None, None]
+    for i in range(config.kernel):
+        for j in range(config.kernel):
+            window = padded[:, :, i:i + latents.shape[2], j:j + latents.shape[3]]
+            y = y + torch.einsum("dc,bchw->bdhw", w["weight"][:, :, i, j], window)
+    return y.permute(0, 2, 3, 1)
+
+
 REFERENCES = {
     "CompressionStem": compression_stem,
     "ConvMLP": conv_mlp,
     "DenseHead": dense_head,
     "ConvTokenizer": conv_tokenizer,
+    "LatentEmbedding": latent_embedding,
     "LinearReducedAttention": linear_reduced_attention,
     "LocalValueAttention": local_value_attention,
     "PooledHead": pooled_head,

@@ -214,6 +214,55 @@ def test_ascan_never_has_fewer_transformer_blocks_in_a_later_stage(size):
     assert all(layout == "C" * layout.count("C") + "T" * layout.count("T") for layout in layouts)
 
 
+def words_of(body):
+    """The stages of a generator from the left to the right, as words; a T is attention, and attention to the text."""
+    letters = {"FusedMobileConv": "C", "Attention": "T", "CrossAttention": ""}
+
+    def word(blocks):
+        return "".join(letters[type(block.mixer).__name__] for block in blocks)
+
+    if isinstance(body[0], bp.UShape):
+        return [word(body[0].before), *words_of(body[0].inner), word(body[0].after)]
+    return [word(body)]
+
+
+@pytest.mark.parametrize("size", ["tiny", "t2i"])
+def test_ascans_generator_goes_up_through_the_stages_it_came_down_in_reverse_order(size):
+    architecture = bp.presets.ascan.generator(size)
+    _, layouts, *_ = bp.presets.ascan.GENERATORS[size]
+    words = words_of(architecture.plan.layers[0].layers)
+    assert words == [*layouts, *(layout[::-1] for layout in reversed(layouts[:-1]))]
+    shares = [layout.count("T") / len(layout) for layout in layouts]
+    assert shares == sorted(shares) and shares[0] == 0
+    kinds = [type(op).__name__ for _, op in architecture.modules]
+    assert kinds.count("CrossAttention") == kinds.count("Attention") == "".join(words).count("T")
+    held = sum(p.numel() for p in trained(architecture.build(device="meta")))
+    assert held == architecture.cost().parameters
+
+
+def test_ascans_generator_reads_its_time_and_its_text_at_every_resolution():
+    model = bp.presets.ascan.generator("tiny").build(seed=0).eval()
+    latents, source = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 12)
+    for name, parameter in model.named_parameters():
+        if "modulate" in name or name.endswith("running_var"):
+            torch.nn.init.normal_(parameter.data, std=0.1).abs_()
+    source.requires_grad_()
+    assert model(latents, source).shape == (1, 8, 8, 4)
+    maps = [parameter for name, parameter in model.named_parameters() if ".carry." in name]
+    found = torch.autograd.grad(model(latents, source).square().sum(), [source, *maps])
+    assert len(maps) == 4 and all(gradient.abs().amax() > 0 for gradient in found)
+    assert (found[0].abs().amax(-1) > 0).all()
+
+
+def test_generators_differ_in_their_layout():
+    space = bp.presets.ascan.generators(layouts=(("C", "T"), ("CC", "CT"), ("C", "TT")), widths=(16, 24))
+    found = {space.architecture(genome).hash for genome in space.enumerate()}
+    assert space.size() == len(found) == 3
+    for words in (("C", "X"), ("C",), ("C", "")):
+        with pytest.raises(ValueError, match="a layout has a word of C and T for each of 2 widths"):
+            bp.presets.ascan.generators(layouts=(words,), widths=(16, 24))
+
+
 def test_ghostnetv2_has_gates_in_all_but_its_first_two_bottlenecks():
     parts = bp.presets.ghostnetv2.fixed("1x").plan.layers[:-1]
     gates = [getattr(part, "mixer", part).gate for part in parts]
