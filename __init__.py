@@ -92,6 +92,7 @@ _HOMES = {
     "TokensToToken": ".space.operators.tokens_to_token",
     "CompressionStem": ".space.operators.compression_stem",
     "FrameConvEmbedding": ".space.operators.frame_conv",
+    "FrameTokenizer": ".space.operators.frame_tokenizer",
     "LanguageHead ClassifierHead": ".space.operators.head",
     "DenseHead": ".space.operators.dense_head",
     "PooledHead": ".space.operators.pooled_head",

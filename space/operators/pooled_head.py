@@ -16,8 +16,9 @@ from ...registry import unknown
 from ..axes import Init, Param, axis, param
 from ..operator import Operator, Source, tokens_of
 from .checks import require_divisor, require_positive, require_whole
+from .spiking import SpikingNorm, spiking_norm_axes
 
-__all__ = ["AttentionPooledScores", "PooledHead", "PooledScores", "PowerPooledScores", "power_mean"]
+__all__ = ["AttentionPooledScores", "PooledHead", "PooledScores", "PowerPooledScores", "SpikingPooledScores", "power_mean"]
 
 POOLS = ("mean", "max", "class", "attention", "power")
 
@@ -39,6 +40,18 @@ class PooledScores(nn.Module):
         if self.pool == "mean":
             return x_BTD.mean(dim=1)
         return x_BTD.amax(dim=1) if self.pool == "max" else x_BTD[:, 0]
+
+
+class SpikingPooledScores(PooledScores):
+    """Scores of how often each channel's neuron fires: the mean of the spikes of a batch norm over tokens."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__(width, classes, "mean")
+        self.spikes = SpikingNorm(width, "batch")
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        scores_BK: Tensor = self.scores(self.pooled(self.spikes(x_BTD.flatten(1, -2))))
+        return scores_BK
 
 
 class AttentionPooledScores(nn.Module):
@@ -89,6 +102,7 @@ class PooledHead(Operator):
     number each, whose bias would change nothing and is left out; "power", the generalised mean (GeM, Radenovic et al., 2018),
     with a learned power per group of channels (GGeM, Ko et al., 2022). groups: of "power", as many as attention has heads in
     that paper; 1 is GeM. power: where the powers start; 1 is the mean, a large one the maximum, of what is above eps.
+    spiking: of "mean", integrate-and-fire neurons behind a batch norm ahead of it (Spiking LMUFormer, Liu et al., 2024).
     """
 
     classes: Any
@@ -96,6 +110,7 @@ class PooledHead(Operator):
     groups: Any = 1
     power: Any = 3.0
     eps: float = 1e-6
+    spiking: Any = False
     kind: ClassVar[str] = "head"
     causal: ClassVar[bool] = False
     streaming: ClassVar[bool] = False
@@ -119,6 +134,8 @@ class PooledHead(Operator):
         require_divisor("groups", self.groups, "width", width, where)
         require_positive("power", self.power, where)
         require_positive("eps", self.eps, where)
+        if self.spiking and self.pool != "mean":
+            raise ValueError(f"spikes are counted by pool='mean' at {where}: got {self.pool!r} with spiking=True")
 
     def axes(self, width: int) -> dict[str, Param]:
         d, k = axis("width", width), axis("classes", self.classes)
@@ -127,14 +144,14 @@ class PooledHead(Operator):
             found["weigh.weight"] = param(axis("weight", 1), d)
         elif self.pool == "power":
             found["power"] = param(axis("groups", self.groups), share="own", init=Init("constant", low=float(self.power)))
-        return found
+        return found | spiking_norm_axes("spikes", d, "batch") if self.spiking else found
 
     def build(self, width: int) -> nn.Module:
         if self.pool == "attention":
             return AttentionPooledScores(width, self.classes)
         if self.pool == "power":
             return PowerPooledScores(width, self.classes, self.groups, self.eps)
-        return PooledScores(width, self.classes, self.pool)
+        return SpikingPooledScores(width, self.classes) if self.spiking else PooledScores(width, self.classes, self.pool)
 
     def macs(self, width: int, length: int) -> float:
         """The scores once per sequence; of "attention" a number per token, too. Weighed sums are no products of matrices."""

@@ -27,6 +27,7 @@ trains on a laptop. What a family here leaves out of the original is said in its
     shvit, efficientvim grids that start coarse: one head over some of the channels; states that are gated, not tokens
     ghostnetv2, raftmlp pyramids of ghost features behind gates, of token MLPs along rows and columns
     conformer, squeezeformer, lighthubert   speech
+    lmuformer           spoken words by a Legendre memory, with and without spikes
     sizes, pyramids     what they share
 """
 
@@ -52,6 +53,7 @@ from . import (
     lighthubert,
     lit,
     llama,
+    lmuformer,
     mamba2_hybrid,
     mambamixer,
     masformer,
@@ -76,7 +78,7 @@ from . import (
 )
 
 __all__ = ["ascan", "autoformer", "based", "brainformer", "cct", "conformer", "convnext", "cvt", "dinat", "edgenext",
-           "efficientvim", "fcaformer", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama",
-           "mamba2_hybrid", "mambamixer", "masformer", "metaformer", "mixed_attention", "mvit", "nextvit", "pit",
-           "pvt", "pvt_v2", "raftmlp", "shvit", "slab", "squeezeformer", "swin", "t2t", "titans", "tnt", "transnormer", "vit",
+           "efficientvim", "fcaformer", "ghostnetv2", "gpt", "halonet", "iformer", "lighthubert", "lit", "llama", "lmuformer",
+           "mamba2_hybrid", "mambamixer", "masformer", "metaformer", "mixed_attention", "mvit", "nextvit", "pit", "pvt",
+           "pvt_v2", "raftmlp", "shvit", "slab", "squeezeformer", "swin", "t2t", "titans", "tnt", "transnormer", "vit",
            "wide_attention"]

@@ -36,7 +36,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
         (bp.MoHDAttention(heads=2, shared=0, groups=2, top_k=2), 24)],
     "NormedMLP": [
         (bp.NormedMLP(ratio=2, last=True, norm="layer"), 24), (bp.NormedMLP(ratio=1, activation="gelu", norm="layer"), 16),
-        (bp.NormedMLP(ratio=1, activation="silu"), 16), (bp.NormedMLP(ratio=2), 16)],
+        (bp.NormedMLP(ratio=1, activation="silu"), 16), (bp.NormedMLP(ratio=2, bias=True), 16),
+        (bp.NormedMLP(ratio=2, activation="spike", norm="affine", bias=True), 16),
+        (bp.NormedMLP(ratio=1, activation="spike", norm="affine"), 8)],
     "PartialFormer": [
         (bp.PartialFormer(heads=4, ratio=4), 32), (bp.PartialFormer(heads=2, head_dim=6), 24),
         (bp.PartialFormer(heads=2, ratio=1, rope_base=100.0), 16)],

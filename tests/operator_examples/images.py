@@ -18,6 +18,8 @@ from bodyplan.space.operators.pooling_attention import PoolingAttention
 from bodyplan.space.operators.tokens_to_token import TokensToToken
 from bodyplan.space.operators.tube_embedding import TubeEmbedding
 
+from .neurons import spiked
+
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
@@ -42,7 +44,7 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "PooledHead": [
         (PooledHead(classes=10, pool="power", groups=4), 16), (PooledHead(classes=3, pool="power", power=2, eps=1e-3), 8),
         (PooledHead(classes=3, pool="attention"), 8), (PooledHead(classes=5, pool="max"), 16),
-        (PooledHead(classes=3, pool="class"), 16), (PooledHead(classes=3), 16)],
+        (PooledHead(classes=3, pool="class"), 16), (PooledHead(classes=3), 16), (PooledHead(classes=4, spiking=True), 16)],
     "PoolingAttention": [
         (PoolingAttention(heads=4, kernel=5, kv_stride=1), 16), (PoolingAttention(heads=2, kv_stride=3, head_dim=3), 8),
         (PoolingAttention(heads=2, pool="max"), 8), (PoolingAttention(heads=2, pool="mean", kernel=1), 8)],
@@ -373,6 +375,8 @@ def conv_tokenizer(w, config, pixels):
 
 
 def pooled_head(w, config, x):
+    if config.spiking:
+        x = spiked(w, x.flatten(1, -2), "spikes.")
     if config.pool == "mean":
         z = sum(x.unbind(1)) / x.shape[1]
     elif config.pool == "max":

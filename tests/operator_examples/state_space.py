@@ -14,6 +14,8 @@ from bodyplan.space.operator import Operator
 from bodyplan.testing import Reference
 from torch import Tensor
 
+from .neurons import spiked
+
 __all__ = ["EXAMPLES", "REFERENCES", "UNVARIED", "UNVARIED_OPTIONS"]
 
 EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
@@ -39,7 +41,9 @@ EXAMPLES: dict[str, list[tuple[Operator, int]]] = {
     "HyenaND": [
         (bp.HyenaND(order=3, filter_dim=8, bands=3), 16), (bp.HyenaND(directions=1, filter_dim=4, bands=2, conv=1), 8),
         (bp.HyenaND(directions=2, filter_dim=8, bands=2, reach=5), 12)],
-    "LMU": [(bp.LMU(order=8, signals=2), 24), (bp.LMU(theta=20.0), 16), (bp.LMU(order=5, theta=7.5), 8)],
+    "LMU": [(bp.LMU(order=8, signals=2), 24), (bp.LMU(theta=20.0), 16), (bp.LMU(order=5, theta=7.5), 8),
+            (bp.LMU(order=8, signals=2, spiking=True, norm="affine"), 16),
+            (bp.LMU(theta=20.0, spiking=True, norm="affine"), 8)],
     "Orchid": [
         (bp.Orchid(order=3, filter_dim=8, bands=3), 16), (bp.Orchid(filter_dim=4, bands=2, kernel=1, conv=1, reach=9), 8),
         (bp.Orchid(condition="correlation", filter_dim=8, bands=3, kernel=3), 12)],
@@ -203,10 +207,23 @@ def extractor(w, config, x):
 
 def lmu(w, config, x):
     """The recurrence, with the matrix exponential as a series."""
+    if config.spiking:
+        return spiking_lmu(w, config, x)
     order = config.order or x.shape[-1]
     u = torch.relu(linear(x, w["signal.weight"]) + w["signal.bias"])
     memory, _ = naive_legendre(u, naive_legendre_system(order, config.theta))
     h = torch.relu(linear(torch.cat([memory.flatten(2), x], -1), w["hidden.weight"]) + w["hidden.bias"])
+    return linear(h, w["out.weight"]) + w["out.bias"]
+
+
+def spiking_lmu(w, config, x):
+    """All neurons and the memory one token after the other, a batch norm over all tokens before each."""
+    order = config.order or 2 * x.shape[-1]
+    s = spiked(w, x, "input_spikes.", 0.5)
+    u = spiked(w, linear(s, w["signal.weight"]) + w["signal.bias"], "signal_spikes.")
+    memory, _ = naive_legendre(u, naive_legendre_system(order, config.theta))
+    m = spiked(w, memory.flatten(2), "memory_spikes.")
+    h = spiked(w, linear(torch.cat([m, s], -1), w["hidden.weight"]) + w["hidden.bias"], "hidden_spikes.")
     return linear(h, w["out.weight"]) + w["out.bias"]
 
 
