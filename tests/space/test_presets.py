@@ -53,6 +53,8 @@ PUBLISHED = {
     # The paper's relative positions cost a matrix per layer (1 of 24 widths squared).
     ("squeezeformer", "xs"): (9.0e6, 0.05), ("squeezeformer", "s"): (18.6e6, 0.05), ("squeezeformer", "sm"): (28.2e6, 0.05),
     ("squeezeformer", "m"): (55.6e6, 0.05), ("squeezeformer", "ml"): (125.1e6, 0.05), ("squeezeformer", "l"): (236.3e6, 0.05),
+    # Counted over the layers of the authors' code.
+    ("lmuformer", "speech"): (1_621_796, 0), ("lmuformer", "spiking"): (1_689_894, 0),
     # iFormer's positions at every stage are not here.
     ("iformer", "s"): (19.866e6, 0.03), ("iformer", "b"): (47.866e6, 0.015), ("iformer", "l"): (86.637e6, 0.01),
     ("edgenext", "xxs"): (1.33e6, 0.02), ("edgenext", "xs"): (2.34e6, 0.02), ("edgenext", "s"): (5.59e6, 0.01),

@@ -29,10 +29,14 @@ def lively(module, gain=3.0, seed=3):
     """With gains, shifts and statistics at which neurons fire often, but not always."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.named_parameters():
-        if name.endswith(("spikes.norm.weight", "running_var")):
+        if name.endswith("norm.weight") and "spikes" in name:
             tensor.data.uniform_(0.5 * gain, gain, generator=generator)
-        elif name.endswith(("spikes.norm.bias", "running_mean")):
-            tensor.data.uniform_(0.0, 1.0, generator=generator)
+        elif name.endswith("norm.bias") and "spikes" in name:
+            tensor.data.uniform_(0.0, 2.0, generator=generator)
+        elif name.endswith("running_mean"):
+            tensor.data.uniform_(-0.3, 0.3, generator=generator)
+        elif name.endswith("running_var"):
+            tensor.data.uniform_(0.3, 1.0, generator=generator)
     return module
 
 
