@@ -316,7 +316,7 @@ def test_a_tiny_member_learns_and_costs_what_it_declares(name):
     else:
         executed = macs_flop_counter(model.eval(), inputs[:1])
     assert cost.macs == pytest.approx(executed, rel=1e-9)
-    if name != "titans":                                   # a memory multiplies by what no module holds
+    if name not in ("titans", "lmuformer"):                # a memory multiplies by what no module holds
         assert cost.macs == pytest.approx(macs_thop(model.eval(), inputs[:1]), rel=1e-9)
 
 
