@@ -205,7 +205,7 @@ def test_titans_decode_token_by_token_as_in_one_pass(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [12, 14])
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "mal"])
+@pytest.mark.parametrize("name", LAYERS)
 def test_costs_of_titans_are_what_torch_executes_and_what_is_kept(name, tokens):
     model = space(LAYERS[name], width=16).sample(0).build().eval()
     cost, given = model.architecture.cost(tokens), ids(1, tokens)
