@@ -39,6 +39,7 @@ __all__ = ["FRAMES", "all_mixers", "main", "space_of", "sweep_of"]
 PAGE = Path(__file__).parent.parent / "docs" / "all_mixers.md"
 FRAMES = {"text": "every causal mixer, on bytes of English text",
           "images": "every two-dimensional mixer, on images of garments"}
+LOSS_UNITS = {"text": "bits/byte", "images": "% wrong"}
 WIDTH = 64
 DEPTH = (2, 4)
 SHARES = {"supernet": 0.6, "trials": 0.4}           # of the minutes
@@ -191,11 +192,12 @@ def write_page(page: Path, out: Path) -> Path:
 def report(answer: dict[str, Any]) -> list[str]:
     """One sweep in Markdown: what it held, how long it took, its front."""
     names = list(answer["members"][0]["values"]) if answer["members"] else []
+    heads = [f"loss, {LOSS_UNITS[answer['frame']]}" if name == "loss" else name for name in names]
     tried, machine = answer["tried"], answer["machine"]
     never = [name for name in answer["mixers"] if name not in tried]
     good = sum(member["exported"] for member in answer["members"])
     return [
-        f"### {FRAMES[answer['frame']].capitalize()}", "",
+        f"### {FRAMES[answer['frame']][0].upper()}{FRAMES[answer['frame']][1:]}", "",
         f"{len(answer['mixers'])} mixers to choose from in each of {DEPTH[0]} to {DEPTH[1]} layers at width {WIDTH}: "
         f"{int(answer['size']):,} genomes in one supernet. {answer['supernet_steps']:,} steps of single-path training, "
         f"{answer['trials']} candidates ({answer['failed']} failed), {answer['minutes']} minutes in all. "
@@ -205,7 +207,7 @@ def report(answer: dict[str, Any]) -> list[str]:
         f"{len(answer['members'])}.", "",
         f"The mixers: {', '.join(f'`{name}` ({tried.get(name, 0)})' for name in answer['mixers'])}; in brackets, in how "
         f"many layers of candidates it stood{'' if never else ', all of them at least once'}.", "",
-        f"| trial | {' | '.join(names)} | mixers | exported |", f"|---:|{'---:|' * len(names)}---|---|",
+        f"| trial | {' | '.join(heads)} | mixers | exported |", f"|---:|{'---:|' * len(names)}---|---|",
         *(_row(member, names) for member in answer["members"])]
 
 
