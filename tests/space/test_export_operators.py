@@ -114,7 +114,7 @@ CASES = [*NESTED, *EVERY, *AROUND]
 STREAMING = ("corrections around macros", "a loop among shared keys", "units that are macros", "hand-overs in one another",
              "attention beside the memory among shared keys", "an encoder and a decoder of stacks",
              "a decoder with corrections", "attention among shared keys", "branches in branches", "operators that stream",
-             "norms and joins that stream")
+             "norms and joins that stream", "corrections around what takes none of a stream")
 
 
 @pytest.fixture(scope="module")
