@@ -185,7 +185,7 @@ def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or
             width: Annotated[int, typer.Option(help="Residual width.")] = 128,
             length: Annotated[int, typer.Option(help="Tokens of context.")] = 256) -> None:
     """Measure every operator on a device: prefill and decode, median with a bootstrap interval."""
-    from .evaluators.profile import profile_lines
+    from .evaluators.latency import profile_lines
 
     for line in profile_lines(device, width, length):
         typer.echo(line)

@@ -1,0 +1,130 @@
+"""A list of cases measured under a list of conditions: the rows of a profile.
+
+All of it runs on torch and the standard library alone, since a script for machines without this package holds its source.
+Legend: B batch, T tokens, H and W rows and columns of a grid, D width.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..devices import check_device, device_fingerprint, identity, on_threads, pinned
+from .clock import measured
+from .spread import Measurement
+from .work import DTYPES, check_conditions, placed, rotated, work_of
+
+__all__ = ["Case", "Conditions", "measure_case", "profile_document"]
+
+PROFILE_SCHEMA = "bodyplan.profile"
+PROFILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one width: its label, how its module is made, and whether that takes grids [B, H, W, D]."""
+
+    operator: str
+    width: int
+    build: Callable[[], nn.Module]
+    grid: bool = False
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a case is measured under; budget_ms is the time for repeats after the warm-up."""
+
+    batch: int = 1
+    length: int = 256
+    phase: str = "prefill"
+    dtype: str = "float32"
+    mode: str = "eager"
+    threads: int = 1
+    budget_ms: float = 50.0
+
+
+def measure_case(case: Case, under: Conditions, device: torch.device) -> Measurement | None:
+    """Measure; None where the case has no such phase (an operator without a state does not decode)."""
+    check_conditions(device, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
+                     threads=under.threads, budget_ms=under.budget_ms)
+    dtype = DTYPES[under.dtype]
+    module: Any = placed(case.build(), device, dtype, copied=True).eval()
+    if under.phase == "decode" and not hasattr(module, "step"):
+        return None
+    fill(module)
+    shape = (*_sides(under.length), case.width) if case.grid else (under.length, case.width)
+    inputs = rotated((under.batch, *shape), device, dtype)
+    with on_threads(under.threads), pinned(under.threads):
+        work = work_of(module, inputs, under.phase, under.mode, device,
+                       lambda: module.init_state(under.batch, dtype=dtype, device=device))
+        return measured(work, device, under.budget_ms)
+
+
+def fill(module: nn.Module) -> None:
+    """Random matrices of a usual size; what else a module starts with stays, unless it was never written.
+
+    Unwritten memory may hold denormal numbers, which take a CPU many times as long.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.dim() > 1:
+                numbers = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                parameter.copy_(numbers)
+            else:
+                size = parameter.abs()
+                usual = torch.isfinite(parameter) & (size < 1e3) & (size > 1e-30)
+                parameter.copy_(torch.where(usual, parameter, torch.zeros_like(parameter)))
+
+
+def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], device: str, command: str = "",
+                     told: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The JSON of a profile: every case under every condition, the machine before and its load after.
+
+    A case that runs out of memory, or that torch cannot run under a condition, is a row of "failures" with its reason.
+    """
+    target = check_device(device)
+    fingerprint = device_fingerprint(device)
+    started = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017 - the script may meet an older Python
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    for under in conditions:
+        for case in cases:
+            named = {"operator": case.operator, "width": case.width, **asdict(under), "session": 0}
+            del named["budget_ms"]
+            try:
+                found = measure_case(case, under, target)
+            except RuntimeError as error:                          # torch's own: no memory, no kernel for this type
+                failures.append({**named, "reason": str(error).partition("\n")[0]})
+                continue
+            if found is not None:
+                rows.append({**named, **numbers(found)})
+                if told is not None:
+                    told(f"{case.operator} width {case.width}, {under.length} tokens, {under.phase}: "
+                         f"{found.median_ms:.4g} ms, {found.note}")
+    session = {"started": started.isoformat(timespec="seconds"), "command": command, "budget_ms": _budget(conditions),
+               "fingerprint": fingerprint, "load_after": device_fingerprint("cpu").get("load")}
+    return {"schema": PROFILE_SCHEMA, "schema_version": PROFILE_VERSION, "device": identity(fingerprint),
+            "sessions": [session], "operators": rows, "models": [], "failures": failures}
+
+
+def numbers(found: Measurement) -> dict[str, Any]:
+    """A measurement as JSON; what the machine could not tell is left out."""
+    return {key: value for key, value in asdict(found).items() if value is not None and (key != "noisy" or value)}
+
+
+def _budget(conditions: Iterable[Conditions]) -> float | None:
+    return next((under.budget_ms for under in conditions), None)
+
+
+def _sides(tokens: int) -> tuple[int, int]:
+    """The rows and columns of a grid of so many tokens, as square as they divide."""
+    rows = next(n for n in range(int(tokens ** 0.5), 0, -1) if tokens % n == 0)
+    return rows, tokens // rows
