@@ -4,16 +4,21 @@
     work       phases and modes: what exactly is timed, on which inputs
     clock      warm-up and repeats; the clock of a CPU, the events of a GPU
     spread     what the times say: median, interval, outliers, noise
-    operators  every operator measured alone
+    operators  every operator measured alone; runner: cases under conditions, on torch alone
+    profile    Profile: many measurements of one device as JSON; stored: reading it; measuring: making one
 """
 
 from __future__ import annotations
 
 from .clock import Work, measure, measured
+from .measuring import conditions_of, profile_models, profile_operators
 from .operators import profile_lines, profile_operator
 from .probe import LatencyProbe, Mode, Phase, example_inputs, latency
+from .profile import Answer, Profile, shipped_profiles
+from .runner import Conditions
 from .spread import Measurement, bootstrap_median, outliers, summary
 from .work import DTYPES, MODES, PHASES
 
-__all__ = ["DTYPES", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Work", "bootstrap_median",
-           "example_inputs", "latency", "measure", "measured", "outliers", "profile_lines", "profile_operator", "summary"]
+__all__ = ["Answer", "Conditions", "DTYPES", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile",
+           "Work", "bootstrap_median", "conditions_of", "example_inputs", "latency", "measure", "measured", "outliers",
+           "profile_lines", "profile_models", "profile_operator", "profile_operators", "shipped_profiles", "summary"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..devices import check_device, device_fingerprint, identity, on_threads, pinned
+from ..devices import check_device, device_fingerprint, identity, machine_share, on_threads, pinned
 from .clock import measured
 from .spread import Measurement
 from .work import DTYPES, check_conditions, placed, rotated, work_of
@@ -59,7 +59,7 @@ def measure_case(case: Case, under: Conditions, device: torch.device) -> Measure
     fill(module)
     shape = (*_sides(under.length), case.width) if case.grid else (under.length, case.width)
     inputs = rotated((under.batch, *shape), device, dtype)
-    with on_threads(under.threads), pinned(under.threads):
+    with on_threads(under.threads), pinned(under.threads), machine_share(alone=True):
         work = work_of(module, inputs, under.phase, under.mode, device,
                        lambda: module.init_state(under.batch, dtype=dtype, device=device))
         return measured(work, device, under.budget_ms)
@@ -90,7 +90,7 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
 
     A case that runs out of memory, or that torch cannot run under a condition, is a row of "failures" with its reason.
     """
-    target = check_device(device)
+    target, conditions = check_device(device), list(conditions)
     fingerprint = device_fingerprint(device)
     started = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017 - the script may meet an older Python
     rows: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..devices import cache_bytes
 from .clock import Work
 
-__all__ = ["DTYPES", "MODES", "PHASES", "check_conditions", "placed", "rotated", "work_of"]
+__all__ = ["DTYPES", "MODES", "PHASES", "check_conditions", "check_names", "placed", "rotated", "work_of"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PHASES = ("decode", "prefill", "train")
@@ -30,15 +30,20 @@ CAPTURE_CALLS = 3           # before a capture, so that libraries have allocated
 
 
 def check_conditions(device: torch.device, phase: str, mode: str, dtype: str, **sizes: float) -> None:
-    """Raise ValueError for a phase, mode or type that does not exist, a mode this device or phase lacks, a size below 1."""
+    """Raise ValueError for conditions that cannot be anywhere, or not on this device."""
+    check_names(phase, mode, dtype, **sizes)
+    if mode == "graph" and device.type != "cuda":
+        raise ValueError(f"mode of a latency is 'graph' on CUDA devices only: got {str(device)!r}; use 'eager' or 'compiled'")
+
+
+def check_names(phase: str, mode: str, dtype: str, **sizes: float) -> None:
+    """Raise ValueError for a phase, mode or type that does not exist, two that exclude each other, or a size below 1."""
     for label, value, allowed in (("phase", phase, PHASES), ("mode", mode, MODES), ("dtype", dtype, tuple(DTYPES))):
         if value not in allowed:
             raise ValueError(f"{label} of a latency must be one of {', '.join(allowed)}: got {value!r}")
     for label, number in sizes.items():
         if not number >= 1:
             raise ValueError(f"{label} of a latency must be at least 1: got {number!r}")
-    if mode == "graph" and device.type != "cuda":
-        raise ValueError(f"mode of a latency is 'graph' on CUDA devices only: got {str(device)!r}; use 'eager' or 'compiled'")
     if mode == "graph" and phase == "train":
         raise ValueError("a graph replays prefill or decode: got phase 'train'; use mode 'eager' or 'compiled'")
 
