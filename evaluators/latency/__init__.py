@@ -6,11 +6,14 @@
     spread     what the times say: median, interval, outliers, noise
     operators  every operator measured alone; runner: cases under conditions, on torch alone
     profile    Profile: many measurements of one device as JSON; stored: reading it; measuring: making one
+    emit       a script that measures where this package is not installed; emitted: its command line
+    session    what `bodyplan profile` does
 """
 
 from __future__ import annotations
 
 from .clock import Work, measure, measured
+from .emit import emit, script
 from .measuring import conditions_of, profile_models, profile_operators
 from .operators import profile_lines, profile_operator
 from .probe import LatencyProbe, Mode, Phase, example_inputs, latency
@@ -19,6 +22,7 @@ from .runner import Conditions
 from .spread import Measurement, bootstrap_median, outliers, summary
 from .work import DTYPES, MODES, PHASES
 
-__all__ = ["Answer", "Conditions", "DTYPES", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile",
-           "Work", "bootstrap_median", "conditions_of", "example_inputs", "latency", "measure", "measured", "outliers",
-           "profile_lines", "profile_models", "profile_operator", "profile_operators", "shipped_profiles", "summary"]
+__all__ = [
+    "Answer", "Conditions", "DTYPES", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile", "Work",
+    "bootstrap_median", "conditions_of", "emit", "example_inputs", "latency", "measure", "measured", "outliers",
+    "profile_lines", "profile_models", "profile_operator", "profile_operators", "script", "shipped_profiles", "summary"]

@@ -32,8 +32,11 @@ def conditions_of(lengths: Iterable[int] = (256,), batches: Iterable[int] = (1,)
 
 
 def profile_operators(device: str = "cpu", operators: Sequence[Operator] = EXAMPLES, widths: Iterable[int] = (128,),
-                      conditions: Sequence[Conditions] | None = None, command: str = "", told: Told | None = None) -> Profile:
+                      conditions: Sequence[Conditions] | None = None, command: str = "", told: Told | None = None,
+                      pairs: Sequence[tuple[Operator, int]] | None = None) -> Profile:
     """Measure every operator at every width under every condition (default: prefill and decode at 256 tokens).
+
+    pairs: operators with a width each instead, such as all of a space (`cases_of`).
 
     told: is called with a line for each number. Operators without a state have no row of a decode.
 
@@ -45,7 +48,7 @@ def profile_operators(device: str = "cpu", operators: Sequence[Operator] = EXAMP
     for one in under:
         check_conditions(target, one.phase, one.mode, one.dtype, batch=one.batch, length=one.length, threads=one.threads,
                          budget_ms=one.budget_ms)
-    cases = [case_of(config, width) for width in widths for config in operators]
+    cases = [case_of(config, width) for config, width in pairs or itertools.product(operators, widths)]
     return Profile.from_json(profile_document(cases, under, device, command, told))
 
 

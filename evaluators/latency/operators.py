@@ -4,9 +4,9 @@ space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...space.graph import operator_label
 from ...space.operator import Operator
@@ -21,7 +21,10 @@ from ..devices import check_device, device_fingerprint
 from ..objectives import Estimate
 from .runner import Case, Conditions, measure_case
 
-__all__ = ["EXAMPLES", "case_of", "profile_lines", "profile_operator", "table_lines"]
+if TYPE_CHECKING:
+    from ...space.space import Space
+
+__all__ = ["EXAMPLES", "case_of", "cases_of", "profile_lines", "profile_operator", "table_lines"]
 
 EXAMPLES: tuple[Operator, ...] = (
     Attention(heads=4, kv_heads=2), Attention(heads=4, kv_heads=2, window=64), GatedDeltaNet(heads=2),
@@ -34,12 +37,27 @@ def case_of(config: Operator, width: int) -> Case:
     Raises:
         ValueError: it does not fit the width, or is no mixer, channel mixer or norm that works on one sequence alone.
     """
-    if config.kind not in ("mixer", "channel", "norm") or config.cross:
-        raise ValueError(f"mixers, channel mixers and norms are profiled alone: got {operator_label(config)}, "
-                         f"{'which reads a second sequence' if config.cross else f'of kind {config.kind}'}; measure a whole "
-                         "model with it instead")
+    if (wrong := _unfit(config)) is not None:
+        raise ValueError(f"mixers, channel mixers and norms are profiled alone: got {operator_label(config)}, {wrong}; "
+                         "measure a whole model with it instead")
     config.check(width, f"profile, {type(config).__name__}")
     return Case(operator_label(config), width, partial(config.build, width), bool(config.spatial))
+
+
+def _unfit(config: Operator) -> str | None:
+    """Why an operator cannot be measured alone."""
+    if config.kind not in ("mixer", "channel", "norm"):
+        return f"of kind {config.kind}"
+    if config.cross or getattr(config, "reads_condition", False):
+        return f"which reads a {'second sequence' if config.cross else 'condition'}"
+    return None
+
+
+def cases_of(space: Space) -> list[tuple[Operator, int]]:
+    """Every operator a space may build that can be measured alone, with each width that may reach it."""
+    found = {(config, width): None for site in space.sites() for config in site.operators if _unfit(config) is None
+             for width in sorted(site.widths)}
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def profile_operator(config: Operator, width: int, length: int, device: str) -> tuple[Estimate, Estimate | None]:
@@ -66,7 +84,7 @@ def profile_lines(device: str, width: int = 128, length: int = 256) -> list[str]
     return [*table_lines(device_fingerprint(device), rows)]
 
 
-def table_lines(fingerprint: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def table_lines(fingerprint: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Rows of a profile as a table: an operator a line, a block for each width, batch and length."""
     yield from (f"{key}: {value}" for key, value in fingerprint.items())
     blocks: dict[tuple[Any, ...], dict[str, dict[str, str]]] = {}
@@ -94,5 +112,5 @@ def _row(label: str, width: int, length: int, phase: str, found: Estimate) -> di
             "noisy": noisy}
 
 
-def _text(row: dict[str, Any]) -> str:
+def _text(row: Mapping[str, Any]) -> str:
     return f"{'! ' if row.get('noisy') else ''}{row['median_ms']:.3f} [{row['low_ms']:.3f}, {row['high_ms']:.3f}]"
