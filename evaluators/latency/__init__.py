@@ -6,6 +6,7 @@
     spread     what the times say: median, interval, outliers, noise
     operators  every operator measured alone; runner: cases under conditions, on torch alone
     profile    Profile: many measurements of one device as JSON; stored: reading it; measuring: making one
+    tables     Device: numbers looked up in a table or a profile; runs: how often each operator runs
     emit       a script that measures where this package is not installed; emitted: its command line
     session    what `bodyplan profile` does
 """
@@ -20,9 +21,10 @@ from .probe import LatencyProbe, Mode, Phase, example_inputs, latency
 from .profile import Answer, Profile, shipped_profiles
 from .runner import Conditions
 from .spread import Measurement, bootstrap_median, outliers, summary
+from .tables import Device
 from .work import DTYPES, MODES, PHASES
 
 __all__ = [
-    "Answer", "Conditions", "DTYPES", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile", "Work",
-    "bootstrap_median", "conditions_of", "emit", "example_inputs", "latency", "measure", "measured", "outliers",
+    "Answer", "Conditions", "DTYPES", "Device", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile",
+    "Work", "bootstrap_median", "conditions_of", "emit", "example_inputs", "latency", "measure", "measured", "outliers",
     "profile_lines", "profile_models", "profile_operator", "profile_operators", "script", "shipped_profiles", "summary"]
