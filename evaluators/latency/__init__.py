@@ -4,6 +4,7 @@
     work       phases and modes: what exactly is timed, on which inputs
     clock      warm-up and repeats; the clock of a CPU, the events of a GPU
     spread     what the times say: median, interval, outliers, noise
+    memory     peak bytes of a call; energy: millijoules, where there is a counter
     operators  every operator measured alone; runner: cases under conditions, on torch alone
     profile    Profile: many measurements of one device as JSON; stored: reading it; measuring: making one
     tables     Device: numbers looked up in a table or a profile; runs: how often each operator runs

@@ -68,7 +68,8 @@ def profile_models(architectures: Iterable[Architecture], device: str = "cpu", u
     conditions = {name: value for name, value in fixed.items() if name != "budget_ms"}
     rows = []
     for architecture in architectures:
-        found, cost = probe.measured(architecture, architecture.build().eval()), architecture.cost(under.length)
+        model, cost = architecture.build().eval(), architecture.cost(under.length)
+        found = probe.measured(architecture, model, resources=True)
         features = {name: getattr(cost, name) for name in ("parameters", "macs", "decode_macs", "state_bytes")}
         rows.append({"hash": architecture.hash, "genome": architecture.genome.to_json(), "features": features,
                      **conditions, "session": 0, **numbers(found)})

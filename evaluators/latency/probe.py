@@ -7,7 +7,7 @@ measurement, not the drift of a machine between two of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..devices import check_device, machine_share, on_threads, pinned
 from ..objectives import Estimate, Objective
 from .clock import Work, measured
+from .energy import energy_mj
+from .memory import peak_bytes
 from .spread import Measurement
 from .work import DTYPES, check_conditions, placed, rotated, work_of
 
@@ -43,11 +45,18 @@ class LatencyProbe:
         found = self.measured(architecture, module)
         return Estimate(found.median_ms, found.low_ms, found.high_ms, found.note)
 
-    def measured(self, architecture: Any, module: nn.Module) -> Measurement:
-        """The measurement with all that is known of it: repeats, outliers, whether the machine was quiet."""
-        work = self.workload(architecture, module)
+    def measured(self, architecture: Any, module: nn.Module, resources: bool = False) -> Measurement:
+        """The measurement with all that is known of it: repeats, outliers, whether the machine was quiet.
+
+        resources: peak memory and energy too, where the machine can tell.
+        """
+        work, device = self.workload(architecture, module), check_device(self.device)
         with on_threads(self.threads), pinned(self.threads), machine_share(alone=True):
-            return measured(work, check_device(self.device), self.budget_ms)
+            found = measured(work, device, self.budget_ms)
+            if not resources:
+                return found
+            return replace(found, peak_bytes=peak_bytes(work, device, self.mode),
+                           energy_mj=energy_mj(work, device, found.median_ms))
 
     def workload(self, architecture: Any, module: nn.Module) -> Work:
         """What is timed: one forward pass, one token after a prefill of `length` tokens, or a pass there and back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import nn
 
 from ..devices import check_device, device_fingerprint, identity, machine_share, on_threads, pinned
 from .clock import measured
+from .energy import energy_mj
+from .memory import peak_bytes
 from .spread import Measurement
 from .work import DTYPES, check_conditions, placed, rotated, work_of
 
@@ -62,7 +64,9 @@ def measure_case(case: Case, under: Conditions, device: torch.device) -> Measure
     with on_threads(under.threads), pinned(under.threads), machine_share(alone=True):
         work = work_of(module, inputs, under.phase, under.mode, device,
                        lambda: module.init_state(under.batch, dtype=dtype, device=device))
-        return measured(work, device, under.budget_ms)
+        found = measured(work, device, under.budget_ms)
+        return replace(found, peak_bytes=peak_bytes(work, device, under.mode),
+                       energy_mj=energy_mj(work, device, found.median_ms))
 
 
 def fill(module: nn.Module) -> None:
