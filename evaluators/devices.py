@@ -62,7 +62,8 @@ def device_fingerprint(device: str = "cpu") -> dict[str, Any]:
         found |= {"host": _cpu_name(), "name": properties.name, "memory_bytes": properties.total_memory,
                   "cores": properties.multi_processor_count, "cache_bytes": cache_bytes(target),
                   "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda,
-                  "cudnn": torch.backends.cudnn.version(), **_gpu_state(properties)}
+                  "cudnn": torch.backends.cudnn.version(),                          # type: ignore[no-untyped-call]
+                  **_gpu_state(properties)}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .runner import Case, Conditions, profile_document
 
@@ -23,7 +24,7 @@ def run_script(cases: Sequence[Case], conditions: Sequence[Conditions], device: 
     if os.path.exists(given.out):
         parser.error(f"there is a file at {given.out} already; give another --out")
     if given.budget_ms is not None:
-        conditions = [Conditions(c.batch, c.length, c.phase, c.dtype, c.mode, c.threads, given.budget_ms) for c in conditions]
+        conditions = [replace(one, budget_ms=given.budget_ms) for one in conditions]
     try:
         document = profile_document(cases, conditions, given.device, " ".join(sys.argv), print)
     except ValueError as error:

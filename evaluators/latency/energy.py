@@ -81,22 +81,23 @@ def nvml_counter(device: torch.device) -> Callable[[], float] | None:
 
 def rapl_counter(folder: Path) -> Callable[[], float] | None:
     """The sum of the packages' counters, past their turning over; most systems let only root read them."""
-    packages = []
+    packages: list[tuple[Path, int]] = []
+    last: dict[Path, int] = {}
     for path in sorted(folder.glob("*-rapl:*")):
         try:
             if (path / "name").read_text().startswith("package"):
-                span = int((path / "max_energy_range_uj").read_text())
-                packages.append([path / "energy_uj", span, int((path / "energy_uj").read_text()), 0])
+                packages.append((path / "energy_uj", int((path / "max_energy_range_uj").read_text())))
+                last[packages[-1][0]] = int(packages[-1][0].read_text())
         except (OSError, ValueError):
             return None
     if not packages:
         return None
+    total = dict.fromkeys(last, 0)
 
     def read() -> float:
-        for package in packages:
-            path, span, last, _ = package
+        for path, span in packages:
             now = int(path.read_text())
-            package[3] += now - last if now >= last else now - last + span
-            package[2] = now
-        return sum(package[3] for package in packages) / 1000
+            total[path] += (now - last[path]) % (span + 1)
+            last[path] = now
+        return sum(total.values()) / 1000
     return read

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ...space.operator import Operator
@@ -13,7 +12,7 @@ from ..devices import check_device, device_fingerprint, identity
 from .operators import EXAMPLES, case_of
 from .probe import LatencyProbe
 from .profile import Profile
-from .runner import Conditions, numbers, profile_document
+from .runner import Conditions, conditions_row, numbers, profile_document
 from .work import check_conditions
 
 if TYPE_CHECKING:
@@ -62,14 +61,13 @@ def profile_models(architectures: Iterable[Architecture], device: str = "cpu", u
     target = check_device(device)
     check_conditions(target, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
                      threads=under.threads, budget_ms=under.budget_ms)
-    fixed: dict[str, Any] = asdict(under)
-    probe, fingerprint = LatencyProbe(device, **fixed), device_fingerprint(device)
+    conditions = conditions_row(under)
+    probe, fingerprint = LatencyProbe(device, budget_ms=under.budget_ms, **conditions), device_fingerprint(device)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    conditions = {name: value for name, value in fixed.items() if name != "budget_ms"}
     rows = []
     for architecture in architectures:
         model, cost = architecture.build().eval(), architecture.cost(under.length)
-        found = probe.measured(architecture, model, resources=True)
+        found = probe.measured(architecture, model, under.attempts, resources=True)
         features = {name: getattr(cost, name) for name in ("parameters", "macs", "decode_macs", "state_bytes")}
         rows.append({"hash": architecture.hash, "genome": architecture.genome.to_json(), "features": features,
                      **conditions, "session": 0, **numbers(found)})

@@ -20,11 +20,11 @@ from .clock import Work
 __all__ = ["LiveBytes", "peak_bytes"]
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):                                                     # type: ignore[no-untyped-call]
     """While it is entered, `now` is the bytes of the storages that operations made and that still live, `peak` the most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()                                                              # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._held: dict[int, int] = {}
 
@@ -72,6 +72,7 @@ def peak_bytes(work: Work, device: torch.device, mode: str = "eager") -> int | N
     if device.type != "cpu" or mode != "eager":
         return None
     work.before()
-    with torch.inference_mode(not work.grads), LiveBytes() as live:
+    live = LiveBytes()
+    with torch.inference_mode(not work.grads), live:
         work.run()
     return live.peak

@@ -18,7 +18,7 @@ from ..objectives import Estimate, Objective
 from .clock import Work, measured
 from .energy import energy_mj
 from .memory import peak_bytes
-from .spread import Measurement
+from .spread import Measurement, quietest
 from .work import DTYPES, check_conditions, placed, rotated, work_of
 
 __all__ = ["LatencyProbe", "Mode", "Phase", "example_inputs", "latency"]
@@ -45,14 +45,15 @@ class LatencyProbe:
         found = self.measured(architecture, module)
         return Estimate(found.median_ms, found.low_ms, found.high_ms, found.note)
 
-    def measured(self, architecture: Any, module: nn.Module, resources: bool = False) -> Measurement:
+    def measured(self, architecture: Any, module: nn.Module, attempts: int = 1, resources: bool = False) -> Measurement:
         """The measurement with all that is known of it: repeats, outliers, whether the machine was quiet.
 
-        resources: peak memory and energy too, where the machine can tell.
+        attempts: how often, at most, until the machine is quiet. resources: peak memory and energy too, where the machine
+        can tell.
         """
         work, device = self.workload(architecture, module), check_device(self.device)
         with on_threads(self.threads), pinned(self.threads), machine_share(alone=True):
-            found = measured(work, device, self.budget_ms)
+            found = quietest(lambda: measured(work, device, self.budget_ms), attempts)
             if not resources:
                 return found
             return replace(found, peak_bytes=peak_bytes(work, device, self.mode),

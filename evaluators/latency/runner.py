@@ -18,7 +18,7 @@ from ..devices import check_device, device_fingerprint, identity, machine_share,
 from .clock import measured
 from .energy import energy_mj
 from .memory import peak_bytes
-from .spread import Measurement
+from .spread import Measurement, quietest
 from .work import DTYPES, check_conditions, placed, rotated, work_of
 
 __all__ = ["Case", "Conditions", "measure_case", "profile_document"]
@@ -39,7 +39,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a case is measured under; budget_ms is the time for repeats after the warm-up."""
+    """What a case is measured under. budget_ms: the time for repeats after the warm-up. attempts: how often it may be
+    measured until the machine is quiet."""
 
     batch: int = 1
     length: int = 256
@@ -48,12 +49,13 @@ class Conditions:
     mode: str = "eager"
     threads: int = 1
     budget_ms: float = 50.0
+    attempts: int = 3
 
 
 def measure_case(case: Case, under: Conditions, device: torch.device) -> Measurement | None:
     """Measure; None where the case has no such phase (an operator without a state does not decode)."""
     check_conditions(device, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
-                     threads=under.threads, budget_ms=under.budget_ms)
+                     threads=under.threads, budget_ms=under.budget_ms, attempts=under.attempts)
     dtype = DTYPES[under.dtype]
     module: Any = placed(case.build(), device, dtype, copied=True).eval()
     if under.phase == "decode" and not hasattr(module, "step"):
@@ -64,7 +66,7 @@ def measure_case(case: Case, under: Conditions, device: torch.device) -> Measure
     with on_threads(under.threads), pinned(under.threads), machine_share(alone=True):
         work = work_of(module, inputs, under.phase, under.mode, device,
                        lambda: module.init_state(under.batch, dtype=dtype, device=device))
-        found = measured(work, device, under.budget_ms)
+        found = quietest(lambda: measured(work, device, under.budget_ms), under.attempts)
         return replace(found, peak_bytes=peak_bytes(work, device, under.mode),
                        energy_mj=energy_mj(work, device, found.median_ms))
 
@@ -101,8 +103,7 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
     failures: list[dict[str, Any]] = []
     for under in conditions:
         for case in cases:
-            named = {"operator": case.operator, "width": case.width, **asdict(under), "session": 0}
-            del named["budget_ms"]
+            named = {"operator": case.operator, "width": case.width, **conditions_row(under), "session": 0}
             try:
                 found = measure_case(case, under, target)
             except RuntimeError as error:                          # torch's own: no memory, no kernel for this type
@@ -119,9 +120,15 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
             "sessions": [session], "operators": rows, "models": [], "failures": failures}
 
 
+def conditions_row(under: Conditions) -> dict[str, Any]:
+    """Conditions as a row has them: how long and how often was measured is the session's."""
+    return {key: value for key, value in asdict(under).items() if key not in ("budget_ms", "attempts")}
+
+
 def numbers(found: Measurement) -> dict[str, Any]:
-    """A measurement as JSON; what the machine could not tell is left out."""
-    return {key: value for key, value in asdict(found).items() if value is not None and (key != "noisy" or value)}
+    """A measurement as JSON, six digits of each number; what the machine could not tell is left out."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(found).items()
+            if value is not None and (key != "noisy" or value)}
 
 
 def _budget(conditions: Iterable[Conditions]) -> float | None:

@@ -6,12 +6,12 @@ Nothing is thrown away: the median is that of all times, outliers included, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["Measurement", "bootstrap_median", "outliers", "summary"]
+__all__ = ["Measurement", "bootstrap_median", "outliers", "quietest", "summary"]
 
 RESAMPLES = 200   # enough for two digits of an interval; more cost milliseconds per candidate
 WIDE = 0.1        # width of the interval, as a share of the median, from which a measurement is noisy
@@ -26,7 +26,8 @@ class Measurement:
 
     warmup: calls before the clock counted. settled: whether the times had stopped falling when it began. outliers: how
     many of `repeats` lay far off; they are part of the median. slowest_ms: the longest. drift: by which share the median
-    of the second half differs from that of the first. noisy: what is wrong, in words, empty on a quiet machine.
+    of the second half differs from that of the first. noisy: what is wrong, in words, empty on a quiet machine. attempts:
+    how often it was measured until it was quiet, or given up; the numbers are those of the quietest alone.
     peak_bytes and energy_mj are None where the machine cannot tell.
     """
 
@@ -40,6 +41,7 @@ class Measurement:
     slowest_ms: float
     drift: float
     noisy: str = ""
+    attempts: int = 1
     peak_bytes: int | None = None
     energy_mj: float | None = None
 
@@ -49,6 +51,8 @@ class Measurement:
         parts = [f"median of {self.repeats} after {self.warmup} warm-up calls"]
         if self.outliers:
             parts.append(f"{self.outliers} outliers, up to {self.slowest_ms:.3g} ms")
+        if self.attempts > 1:
+            parts.append(f"the quietest of {self.attempts} attempts")
         return "; ".join([*parts, f"noisy: {self.noisy}"] if self.noisy else parts)
 
 
@@ -71,6 +75,23 @@ def summary(times: Sequence[float], warmup: int = 0, settled: bool = True) -> Me
     drift = (second - first) / first if first else 0.0
     return Measurement(median, low, high, len(times), warmup, settled, len(outliers(times)), ordered[-1], drift,
                        _complaint(median, low, high, drift, settled, len(times)))
+
+
+def quietest(once: Callable[[], Measurement], attempts: int) -> Measurement:
+    """Measure again while the machine is not quiet, `attempts` times at most; the one with the narrowest interval.
+
+    Chosen by its interval, never by its median, so that a lucky fast one is not preferred.
+    """
+    found = once()
+    for number in range(2, attempts + 1):
+        if not found.noisy:
+            break
+        found = replace(min(found, once(), key=_loudness), attempts=number)
+    return found
+
+
+def _loudness(found: Measurement) -> tuple[bool, float]:
+    return bool(found.noisy), (found.high_ms - found.low_ms) / found.median_ms if found.median_ms else 0.0
 
 
 def middle(ordered: Sequence[float]) -> float:

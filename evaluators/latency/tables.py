@@ -15,7 +15,7 @@ from ...registry import unknown
 from ...space.graph import operator_label
 from ...space.operator import Length, Operator, tokens_of
 from ..objectives import Estimate, Objective
-from .profile import Profile
+from .profile import Answer, Profile
 from .runs import Run, runs_of
 from .work import PHASES
 
@@ -28,13 +28,12 @@ Table = Mapping[Any, float] | Callable[[Operator, int, Length], float]
 
 
 class Share(NamedTuple):
-    """What one operator adds: how often it runs, what one run takes, and whether that is a guess."""
+    """What one operator adds: how often it runs, and what one run takes, with what is known of that number."""
 
     place: str
     label: str
     times: float
-    each: Estimate
-    extrapolated: bool = False
+    each: Answer
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Device:
 
     name: str
     unit: str
-    look: Callable[[Run], tuple[Estimate, bool]]
+    look: Callable[[Run], Answer]
 
     @classmethod
     def from_table(cls, table: Table, name: str = "table", unit: str = "ms", default: float | None = None) -> Device:
@@ -66,9 +65,9 @@ class Device:
         """
         _check_number(default, "default", name)
         if callable(table):
-            def called(run: Run) -> tuple[Estimate, bool]:
+            def called(run: Run) -> Answer:
                 value = table(run.operator, run.width, run.length)
-                return _exact(_check_number(value, f"{operator_label(run.operator)} at {run.place}", name, given=True)), False
+                return _exact(_check_number(value, f"{operator_label(run.operator)} at {run.place}", name, given=True))
             return cls(name, unit, called)
         entries: dict[tuple[str, int | None], float] = {}
         for key, value in table.items():
@@ -76,7 +75,7 @@ class Device:
             entries[label, width] = _check_number(value, repr(key), name, given=True)
         if not entries:
             raise ValueError(f"a table of a device has entries: got none for {name!r}")
-        return cls(name, unit, lambda run: (_exact(_looked_up(entries, run, name, default)), False))
+        return cls(name, unit, lambda run: _exact(_looked_up(entries, run, name, default)))
 
     @classmethod
     def from_profile(cls, profile: Profile | str, batch: int = 1, default: float | None = None, **conditions: Any) -> Device:
@@ -90,12 +89,11 @@ class Device:
         _check_number(default, "default", str(known.device["name"]))
         measured = set(known.labels())
 
-        def look(run: Run) -> tuple[Estimate, bool]:
+        def look(run: Run) -> Answer:
             label = operator_label(run.operator)
             if label not in measured and (default is not None or run.operator.kind in ("embedding", "head")):
-                return _exact(default or 0.0), False
-            found = known.latency(label, run.width, batch, tokens_of(run.length), run.phase, **conditions)
-            return Estimate(found.value, found.low, found.high, found.note), found.extrapolated
+                return _exact(default or 0.0)
+            return known.latency(label, run.width, batch, tokens_of(run.length), run.phase, **conditions)
 
         return cls(str(known.device["name"]), "ms", look)
 
@@ -106,19 +104,17 @@ class Device:
         """
         if phase not in PHASES:
             raise ValueError(f"phase of a device's numbers must be one of {', '.join(PHASES)}: got {phase!r}")
-        found = []
-        for run in runs_of(architecture, phase, length):
-            each, guessed = self.look(run)
-            found.append(Share(run.place, operator_label(run.operator), run.times, each, guessed))
-        return found
+        return [Share(run.place, operator_label(run.operator), run.times, self.look(run))
+                for run in runs_of(architecture, phase, length)]
 
     def estimate(self, architecture: Architecture, phase: str = "prefill", length: Length | None = None) -> Estimate:
         """The sum over operators. Its interval adds up theirs: it is as wide as if all erred to one side."""
         shares = self.shares(architecture, phase, length)
-        value, low, high = (sum(share.times * share.each[i] for share in shares) for i in range(3))
-        guessed = sum(share.extrapolated for share in shares)
+        value, low, high = (float(sum(share.times * getattr(share.each, name) for share in shares))
+                            for name in ("value", "low", "high"))
+        guessed, loud = (sum(1 for share in shares if getattr(share.each, flag)) for flag in ("extrapolated", "noisy"))
         note = f"sum over {len(shares)} operators" + (f", {guessed} of them extrapolated" if guessed else "")
-        return Estimate(value, low, high, note)
+        return Estimate(value, low, high, note + (f", {loud} measured while the machine was not quiet" if loud else ""))
 
     def objective(self, name: str | None = None, phase: str = "prefill", length: Length | None = None) -> Objective:
         """The sum over an architecture's operators as an objective; it needs no model, so it costs a search microseconds."""
@@ -129,8 +125,8 @@ class Device:
                          device=self.name)
 
 
-def _exact(value: float) -> Estimate:
-    return Estimate(value, value, value)
+def _exact(value: float) -> Answer:
+    return Answer(value, value, value)
 
 
 def _check_number(value: Any, what: str, name: str, given: bool = False) -> float:

@@ -132,7 +132,7 @@ def _captured(call: Callable[[Tensor], Any], inputs: list[Tensor], device: torch
     """
     with torch.cuda.device(device), torch.inference_mode():
         fixed = inputs[0].clone()
-        side = torch.cuda.Stream(device)
+        side = torch.cuda.Stream(device)                                                # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(CAPTURE_CALLS):

@@ -9,7 +9,7 @@ from bodyplan.evaluators import devices
 from bodyplan.evaluators.latency import clock, work
 from bodyplan.evaluators.latency.clock import Work, measured, repeated
 from bodyplan.evaluators.latency.probe import LatencyProbe, latency
-from bodyplan.evaluators.latency.spread import outliers, summary
+from bodyplan.evaluators.latency.spread import outliers, quietest, summary
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -55,6 +55,18 @@ def test_a_wide_interval_is_said():
 def test_a_machine_that_gets_slower_while_measuring_is_said():
     assert "the median moved by +50 %" in summary([1.0] * 15 + [1.5] * 15).noisy
     assert not summary([1.0] * 30).noisy
+
+
+def test_a_noisy_measurement_is_made_again_and_the_quietest_counts_not_the_fastest():
+    loud, louder, quiet = ([1.0, 3.0] * 8, [0.1, 9.0] * 8, [5.0, 5.01] * 8)
+    given = iter([loud, louder, quiet])
+    found = quietest(lambda: summary(next(given)), 5)
+    assert found.attempts == 3 and not found.noisy and found.median_ms == pytest.approx(5.005)
+    assert "quietest of 3 attempts" in found.note
+    given = iter([louder, loud, louder])
+    found = quietest(lambda: summary(next(given)), 3)
+    assert found.noisy and found.attempts == 3 and found.slowest_ms == 3.0
+    assert quietest(lambda: summary(quiet), 3).attempts == 1
 
 
 def test_the_warm_up_ends_when_the_times_have_settled_and_does_not_count():

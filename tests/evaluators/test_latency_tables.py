@@ -104,11 +104,13 @@ def test_a_profile_is_a_device_whose_guesses_are_counted():
                 "high_ms": 2 * median, "repeats": 9}
 
     rows = [row(name, n, n / 64) for name in ("Attention(heads=2)", "SwiGLU(ratio=2)", "RMSNorm()") for n in (64, 128)]
+    rows[-1]["noisy"] = "the interval is wide"
     profile = Profile({"kind": "cpu", "name": "Slow 1"}, [{"started": "2026"}], rows)
     device = Device.from_profile(profile)
     found = device.estimate(looped(1), length=128)
     assert found.value == pytest.approx(2 * 9) and found.low == pytest.approx(9) and found.high == pytest.approx(36)
-    assert "extrapolated" not in found.note and device.objective().device == "Slow 1"
+    assert "extrapolated" not in found.note and found.note.endswith("5 measured while the machine was not quiet")
+    assert device.objective().device == "Slow 1"
     assert "9 of them extrapolated" in device.estimate(looped(1), length=256).note
     with pytest.raises(ValueError, match="with phase prefill only"):
         device.estimate(looped(1), phase="decode")
