@@ -104,9 +104,9 @@ def _sections(chunks: Any) -> Iterator[str]:
 def _table(name: str, calls: Sequence[tuple[Case, tuple[Call, list[str]]]]) -> str:
     lines = ["CASES = ["]
     for case, (call, _) in calls:
-        grid = ", grid=True" if case.grid else ""
+        flags = "".join(f", {flag}=True" for flag in ("grid", "tokenwise") if getattr(case, flag))
         lines += [f"    {name}({case.operator!r}, {case.width},",
-                  f"         lambda: {render(call, 9, 8)}{grid}),"]
+                  f"         lambda: {render(call, 9, 8)}{flags}),"]
     return "\n".join([*lines, "]"])
 
 

@@ -37,7 +37,7 @@ def profile_operators(device: str = "cpu", operators: Sequence[Operator] = EXAMP
 
     pairs: operators with a width each instead, such as all of a space (`cases_of`).
 
-    told: is called with a line for each number. Operators without a state have no row of a decode.
+    told: is called with a line for each number. Operators that look both ways have no row of a decode.
 
     Raises:
         ValueError: an absent device, an operator that does not fit a width or cannot be measured alone, or a condition that

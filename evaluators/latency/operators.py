@@ -41,7 +41,8 @@ def case_of(config: Operator, width: int) -> Case:
         raise ValueError(f"mixers, channel mixers and norms are profiled alone: got {operator_label(config)}, {wrong}; "
                          "measure a whole model with it instead")
     config.check(width, f"profile, {type(config).__name__}")
-    return Case(operator_label(config), width, partial(config.build, width), bool(config.spatial))
+    return Case(operator_label(config), width, partial(config.build, width), bool(config.spatial),
+                bool(config.causal and config.streaming))
 
 
 def _unfit(config: Operator) -> str | None:
@@ -61,8 +62,8 @@ def cases_of(space: Space) -> list[tuple[Operator, int]]:
 
 
 def profile_operator(config: Operator, width: int, length: int, device: str) -> tuple[Estimate, Estimate | None]:
-    """Milliseconds of a prefill of `length` tokens, and of one more token (None where the operator has no
-    state).
+    """Milliseconds of a prefill of `length` tokens, and of one more token (None where the operator does not
+    decode).
 
     Batch 1, fp32, random weights; the interval is the bootstrap 95 % interval of the median.
     """

@@ -29,12 +29,16 @@ PROFILE_VERSION = 1
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one width: its label, how its module is made, and whether that takes grids [B, H, W, D]."""
+    """One operator at one width: its label, how its module is made, and whether that takes grids [B, H, W, D].
+
+    tokenwise: without a `step`, a next token is worked on alone, as in a feed-forward layer; others then do not decode.
+    """
 
     operator: str
     width: int
     build: Callable[[], nn.Module]
     grid: bool = False
+    tokenwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,21 @@ class Conditions:
 
 
 def measure_case(case: Case, under: Conditions, device: torch.device) -> Measurement | None:
-    """Measure; None where the case has no such phase (an operator without a state does not decode)."""
+    """Measure; None where the case has no such phase (what looks both ways does not decode)."""
     check_conditions(device, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
                      threads=under.threads, budget_ms=under.budget_ms, attempts=under.attempts)
     dtype = DTYPES[under.dtype]
     module: Any = placed(case.build(), device, dtype, copied=True).eval()
-    if under.phase == "decode" and not hasattr(module, "step"):
-        return None
+    phase, length = under.phase, under.length
+    if phase == "decode" and not hasattr(module, "step"):
+        if not case.tokenwise:
+            return None
+        phase, length = "prefill", 1
     fill(module)
-    shape = (*_sides(under.length), case.width) if case.grid else (under.length, case.width)
+    shape = (*_sides(length), case.width) if case.grid else (length, case.width)
     inputs = rotated((under.batch, *shape), device, dtype)
     with on_threads(under.threads), pinned(under.threads), machine_share(alone=True):
-        work = work_of(module, inputs, under.phase, under.mode, device,
+        work = work_of(module, inputs, phase, under.mode, device,
                        lambda: module.init_state(under.batch, dtype=dtype, device=device))
         found = quietest(lambda: measured(work, device, under.budget_ms), under.attempts)
         return replace(found, peak_bytes=peak_bytes(work, device, under.mode),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bodyplan.evaluators.latency import runner
 from bodyplan.evaluators.latency.measuring import conditions_of, profile_models, profile_operators
+from bodyplan.evaluators.latency.operators import case_of
 from bodyplan.evaluators.latency.profile import Profile, shipped_profiles
 from bodyplan.evaluators.latency.runner import Case, Conditions, fill, measure_case, profile_document
 from torch import nn
@@ -36,7 +37,7 @@ def test_a_measured_profile_round_trips_through_its_file(tmp_path):
     heard = []
     made = profile_operators(operators=[bp.ShortConv(kernel=3), bp.MLP()], widths=(8, 16),
                              conditions=conditions_of((4, 8), budget_ms=1), command="a test", told=heard.append)
-    assert len(made.operators) == 2 * 2 * 2 + 2 * 2 == len(heard)          # an MLP does not decode
+    assert len(made.operators) == 2 * 2 * 2 * 2 == len(heard)
     one = made.operators[0]
     assert one["low_ms"] <= one["median_ms"] <= one["high_ms"] and one["repeats"] >= 3 and "energy_mj" not in one
     assert made.sessions[0]["command"] == "a test" and made.sessions[0]["fingerprint"]["torch"] == torch.__version__
@@ -204,6 +205,21 @@ def test_conditions_given_once_through_an_iterator_all_count():
     made = profile_document([Case("Linear()", 4, lambda: nn.Linear(4, 4))],
                             iter(conditions_of((2, 3), phases=("prefill",), budget_ms=1)), "cpu")
     assert [one["length"] for one in made["operators"]] == [2, 3] and made["sessions"][0]["budget_ms"] == 1
+
+
+def test_what_has_no_state_decodes_a_token_alone_and_what_looks_both_ways_does_not():
+    shapes = []
+
+    class Seen(nn.Identity):
+        def forward(self, x):
+            shapes.append(tuple(x.shape))
+            return x
+
+    under = Conditions(batch=2, length=12, phase="decode", budget_ms=1)
+    assert measure_case(Case("Seen()", 4, Seen, tokenwise=True), under, torch.device("cpu")).median_ms >= 0
+    assert set(shapes) == {(2, 1, 4)}
+    assert measure_case(Case("Seen()", 4, Seen), under, torch.device("cpu")) is None
+    assert case_of(bp.MLP(), 4).tokenwise and not case_of(bp.Attention(heads=2, bidirectional=True), 4).tokenwise
 
 
 def test_operators_of_grids_get_grids():
