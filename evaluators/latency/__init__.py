@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 from .clock import Work, measure, measured
-from .emit import emit, script
 from .measuring import conditions_of, profile_models, profile_operators
 from .operators import profile_lines, profile_operator
 from .probe import LatencyProbe, Mode, Phase, example_inputs, latency
@@ -27,5 +26,5 @@ from .work import DTYPES, MODES, PHASES
 
 __all__ = [
     "Answer", "Conditions", "DTYPES", "Device", "LatencyProbe", "MODES", "Measurement", "Mode", "PHASES", "Phase", "Profile",
-    "Work", "bootstrap_median", "conditions_of", "emit", "example_inputs", "latency", "measure", "measured", "outliers",
-    "profile_lines", "profile_models", "profile_operator", "profile_operators", "script", "shipped_profiles", "summary"]
+    "Work", "bootstrap_median", "conditions_of", "example_inputs", "latency", "measure", "measured", "outliers",
+    "profile_lines", "profile_models", "profile_operator", "profile_operators", "shipped_profiles", "summary"]

@@ -12,8 +12,7 @@ from ..devices import check_device, device_fingerprint, identity
 from .operators import EXAMPLES, case_of
 from .probe import LatencyProbe
 from .profile import Profile
-from .runner import Conditions, conditions_row, numbers, profile_document
-from .work import check_conditions
+from .runner import Conditions, check_under, conditions_row, numbers, profile_document
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
@@ -45,9 +44,9 @@ def profile_operators(device: str = "cpu", operators: Sequence[Operator] = EXAMP
     """
     target, under = check_device(device), list(conditions if conditions is not None else conditions_of())
     for one in under:
-        check_conditions(target, one.phase, one.mode, one.dtype, batch=one.batch, length=one.length, threads=one.threads,
-                         budget_ms=one.budget_ms)
-    cases = [case_of(config, width) for config, width in pairs or itertools.product(operators, widths)]
+        check_under(one, target)
+    asked = [(config, width) for width in widths for config in operators] if pairs is None else pairs
+    cases = [case_of(config, width) for config, width in asked]
     return Profile.from_json(profile_document(cases, under, device, command, told))
 
 
@@ -58,9 +57,7 @@ def profile_models(architectures: Iterable[Architecture], device: str = "cpu", u
     A row holds the architecture's hash and genome, and under "features" its parameters, multiply-adds and state.
     """
     under = under or Conditions()
-    target = check_device(device)
-    check_conditions(target, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
-                     threads=under.threads, budget_ms=under.budget_ms)
+    check_under(under, check_device(device))
     conditions = conditions_row(under)
     probe, fingerprint = LatencyProbe(device, budget_ms=under.budget_ms, **conditions), device_fingerprint(device)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -58,8 +58,7 @@ class Conditions:
 
 def measure_case(case: Case, under: Conditions, device: torch.device) -> Measurement | None:
     """Measure; None where the case has no such phase (what looks both ways does not decode)."""
-    check_conditions(device, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
-                     threads=under.threads, budget_ms=under.budget_ms, attempts=under.attempts)
+    check_under(under, device)
     dtype = DTYPES[under.dtype]
     module: Any = placed(case.build(), device, dtype, copied=True).eval()
     phase, length = under.phase, under.length
@@ -76,6 +75,12 @@ def measure_case(case: Case, under: Conditions, device: torch.device) -> Measure
         found = quietest(lambda: measured(work, device, under.budget_ms), under.attempts)
         return replace(found, peak_bytes=peak_bytes(work, device, under.mode),
                        energy_mj=energy_mj(work, device, found.median_ms))
+
+
+def check_under(under: Conditions, device: torch.device) -> None:
+    """Raise ValueError for conditions that cannot be on this device."""
+    check_conditions(device, under.phase, under.mode, under.dtype, batch=under.batch, length=under.length,
+                     threads=under.threads, budget_ms=under.budget_ms, attempts=under.attempts)
 
 
 def fill(module: nn.Module) -> None:
@@ -101,9 +106,16 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
                      told: Callable[[str], None] | None = None) -> dict[str, Any]:
     """The JSON of a profile: every case under every condition, the machine before and its load after.
 
-    A case that runs out of memory, or that torch cannot run under a condition, is a row of "failures" with its reason.
+    A case that runs out of memory, or cannot run under a condition, is a row of "failures" with its reason.
+
+    Raises:
+        ValueError: no cases or conditions, an absent device, or a condition that cannot be there.
     """
     target, conditions = check_device(device), list(conditions)
+    if not cases or not conditions:
+        raise ValueError(f"a profile measures something: got {len(cases)} operators and {len(conditions)} conditions")
+    for under in conditions:
+        check_under(under, target)
     fingerprint = device_fingerprint(device)
     started = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017 - the script may meet an older Python
     rows: list[dict[str, Any]] = []
@@ -113,7 +125,7 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
             named = {"operator": case.operator, "width": case.width, **conditions_row(under), "session": 0}
             try:
                 found = measure_case(case, under, target)
-            except RuntimeError as error:                          # torch's own: no memory, no kernel for this type
+            except (RuntimeError, ValueError) as error:            # no memory, no kernel for this type, no such length
                 failures.append({**named, "reason": str(error).partition("\n")[0]})
                 continue
             if found is not None:

@@ -169,6 +169,16 @@ def test_a_shipped_profile_loads_and_says_how_it_was_measured(name):
     assert all({"torch", "threads", "load"} <= set(session["fingerprint"]) for session in found.sessions)
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_the_shipped_profile_knows_every_operator_of_the_first_sweep(phase):
+    from bodyplan.experiments.first_sweep import space
+
+    device = bp.Device.from_profile("amd_epyc_2_cores")
+    for seed in range(5):
+        found = device.estimate(space().sample(seed), phase, length=128)
+        assert 0 < found.low <= found.value <= found.high and "extrapolated" not in found.note
+
+
 def test_whole_models_are_measured_with_genome_and_features(space):
     made = profile_models([space.sample(0), space.sample(1)], under=Conditions(length=8, budget_ms=1))
     assert [m["hash"] for m in made.models] == [space.sample(0).hash, space.sample(1).hash]
@@ -184,6 +194,7 @@ def test_whole_models_are_measured_with_genome_and_features(space):
     (dict(operators=[bp.TokenEmbedding(vocab=4)]), "of kind embedding"),
     (dict(conditions=[Conditions(), Conditions(phase="sleep")]), "phase of a latency must be"),
     (dict(conditions=[Conditions(mode="graph")]), "on CUDA devices only"),
+    (dict(pairs=[]), "measures something: got 0 operators"), (dict(conditions=[]), "and 0 conditions"),
     (dict(conditions=[Conditions(length=0)]), "length of a latency must be at least 1")])
 def test_mistakes_are_answered_before_anything_is_measured(monkeypatch, arguments, word):
     monkeypatch.setattr(runner, "measure_case", lambda *_: pytest.fail("it measured"))
@@ -195,9 +206,13 @@ def test_a_case_that_torch_cannot_run_is_a_failure_with_its_reason_and_the_other
     def fails():
         raise torch.OutOfMemoryError("tried to allocate 80 GiB\nmore text")
 
-    cases = [Case("Large()", 4, fails), Case("Linear()", 4, lambda: nn.Linear(4, 4))]
+    def refuses():
+        raise ValueError("heads must divide width")
+
+    cases = [Case("Large()", 4, fails), Case("Odd()", 4, refuses), Case("Linear()", 4, lambda: nn.Linear(4, 4))]
     made = profile_document(cases, [Conditions(length=2, budget_ms=1)], "cpu")
-    assert [(one["operator"], one["reason"]) for one in made["failures"]] == [("Large()", "tried to allocate 80 GiB")]
+    assert [(one["operator"], one["reason"]) for one in made["failures"]] == [
+        ("Large()", "tried to allocate 80 GiB"), ("Odd()", "heads must divide width")]
     assert [one["operator"] for one in Profile.from_json(made).operators] == ["Linear()"]
 
 
