@@ -124,7 +124,7 @@ class Profile:
 
     def merge(self, *others: Profile) -> Profile:
         """All measurements of these profiles of one device; equal rows once. Where a case was measured in several
-        sessions all of them stay, and the latest answers.
+        sessions all of them stay, and the latest on a quiet machine answers, or the latest at all; see `compact`.
 
         Raises:
             ValueError: one is of another device.
@@ -142,6 +142,19 @@ class Profile:
                 moved = ({**row, "session": places[row["session"]]} for row in getattr(other, name))
                 held += [row for row in moved if row not in held]
         return Profile(self.device, sessions, **rows)
+
+    def compact(self) -> Profile:
+        """The same answers from fewer rows: of every operator under the same conditions only the row that answers, and the
+        sessions that are still needed."""
+        kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        for row in sorted(self.operators, key=self._precedence):
+            kept[tuple(row[name] for name in ("operator", "length", *CONDITIONS))] = row
+        answering = {id(row) for row in kept.values()}
+        rows = {"operators": [row for row in self.operators if id(row) in answering], "models": self.models,
+                "failures": self.failures}
+        used = sorted({row["session"] for held in rows.values() for row in held})
+        moved = {name: [{**row, "session": used.index(row["session"])} for row in held] for name, held in rows.items()}
+        return Profile(self.device, [self.sessions[place] for place in used], **moved)
 
     def check_here(self, device: str = "cpu") -> None:
         """Raise ValueError when this machine's `device` is not what the profile was measured on."""
@@ -176,7 +189,7 @@ class Profile:
 
     def _at_length(self, rows: Sequence[Mapping[str, Any]], length: int) -> Answer:
         latest: dict[int, Mapping[str, Any]] = {}
-        for row in sorted(rows, key=lambda row: str(self.sessions[row["session"]].get("started", ""))):
+        for row in sorted(rows, key=self._precedence):
             latest[row["length"]] = row
         known = sorted(latest)
         points = [latest[n] for n in known]
@@ -189,6 +202,10 @@ class Profile:
             return _between(points[place - 1], points[place], length)
         near = points[:2] if length < known[0] else points[-2:]
         return _beyond(near, length, known)
+
+    def _precedence(self, row: Mapping[str, Any]) -> tuple[bool, str]:
+        """Of two rows of a case the greater answers: quiet before noisy, then late before early."""
+        return not row.get("noisy"), str(self.sessions[row["session"]].get("started", ""))
 
     def _check_same(self, other: Mapping[str, Any], rule: str) -> None:
         differing = [key for key in ("kind", "name", "cores", "machine") if self.device.get(key) != other.get(key)]

@@ -69,6 +69,21 @@ def test_merging_keeps_every_row_once_and_the_latest_session_answers():
     assert len(old.operators) == 2, "a merge makes a new profile"
 
 
+def test_a_quiet_measurement_answers_before_a_later_noisy_one_and_compacting_keeps_the_answers():
+    first = profile(row(median=1.0), row(length=128, median=1.0, noisy="wide"), started="2026-01-01")
+    second = profile(row(median=2.0, noisy="wide"), row(length=128, median=2.0, noisy="wide"), started="2026-02-01")
+    third = profile(row(operator="MLP()", median=7.0), started="2026-03-01")
+    merged = first.merge(second, third)
+    assert [merged.latency("SwiGLU()", 32, length=n).value for n in (64, 128)] == [1.0, 2.0]
+    small = merged.compact()
+    assert len(merged.operators) == 5 and len(small.operators) == 3 and len(small.sessions) == 3
+    for label, length in (("SwiGLU()", 64), ("SwiGLU()", 128), ("SwiGLU()", 99), ("MLP()", 64)):
+        assert small.latency(label, 32, length=length) == merged.latency(label, 32, length=length)
+    alone = first.merge(profile(row(median=3.0), row(length=128, median=3.0), started="2026-05-01")).compact()
+    assert [one["session"] for one in alone.operators] == [0, 0] and alone.sessions[0]["started"] == "2026-05-01"
+    assert Profile.from_json(small.to_json()) == small == small.compact()
+
+
 @pytest.mark.parametrize(("key", "value"), [("name", "Fast 2"), ("cores", 8), ("kind", "cuda"), ("machine", "aarch64")])
 def test_profiles_of_two_devices_do_not_merge(key, value):
     other = profile(row(), device={**DEVICE, key: value})
