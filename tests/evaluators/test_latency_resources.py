@@ -125,7 +125,7 @@ def test_nvml_is_optional_and_its_errors_mean_no_counter(monkeypatch):
 def test_a_profile_holds_the_peak_of_every_measurement():
     from bodyplan.evaluators.latency.measuring import conditions_of, profile_operators
 
-    under = conditions_of((4, 8), budget_ms=1)
+    under = conditions_of((4, 8), phases=("prefill",), budget_ms=1)
     rows = profile_operators(operators=[bp.MLP(ratio=4)], widths=(8,), conditions=under).operators
     assert rows[1]["peak_bytes"] == 2 * rows[0]["peak_bytes"] >= 2 * 4 * 8 * 4 * 4
 
