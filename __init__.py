@@ -243,7 +243,7 @@ _HOMES = {
     "inherited injected_layers rearranged block_importance closest_span": ".space.conversions",
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
-    "latency": ".evaluators.latency",
+    "latency Device Profile": ".evaluators.latency",
     "train": ".evaluators.training",
     "TrainingStrategy Visit": ".evaluators.strategies",
     "SinglePath": ".evaluators.strategies.single_path",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -182,12 +183,31 @@ def ui(directory: Directory,
 
 @app.command()
 def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or cuda:0.", show_default=False)],
-            width: Annotated[int, typer.Option(help="Residual width.")] = 128,
-            length: Annotated[int, typer.Option(help="Tokens of context.")] = 256) -> None:
-    """Measure every operator on a device: prefill and decode, median with a bootstrap interval."""
-    from .evaluators.profile import profile_lines
+            width: Annotated[list[int] | None, typer.Option(help="Residual width; may be repeated.",
+                                                            show_default="128")] = None,
+            length: Annotated[list[int] | None, typer.Option(help="Tokens of context; may be repeated.",
+                                                             show_default="256")] = None,
+            batch: Annotated[list[int] | None, typer.Option(help="Sequences at once; may be repeated.",
+                                                            show_default="1")] = None,
+            phase: Annotated[list[str] | None, typer.Option(help="prefill, decode or train; may be repeated.",
+                                                            show_default="prefill and decode")] = None,
+            dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+            mode: Annotated[str, typer.Option(help="eager, compiled or graph.")] = "eager",
+            of: Annotated[str | None, typer.Option(metavar="FILE.py[:NAME]", help="The operators and widths of a sweep's "
+                                                   "space, instead of a few examples.", show_default=False)] = None,
+            save: Annotated[Path | None, typer.Option(help="Write a profile (JSON).", show_default=False)] = None,
+            emit: Annotated[Path | None, typer.Option(help="Measure nothing: write a script for a machine without bodyplan.",
+                                                      show_default=False)] = None) -> None:
+    """Measure operators on a device: prefill and decode, median with a bootstrap interval."""
+    from .evaluators.latency import session
+    from .search.launch import load_sweep
 
-    for line in profile_lines(device, width, length):
+    space = None if of is None else load_sweep(of).space
+    asked = session.Asked(device, width, length, batch, phase, dtype, mode, space)
+    if emit is not None:
+        typer.echo(session.emitted(asked, emit, save))
+        return
+    for line in session.profiled(asked, save, shlex.join(["bodyplan", *sys.argv[1:]])):
         typer.echo(line)
 
 

@@ -7,8 +7,9 @@ import ctypes
 import functools
 import os
 import platform
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 
 from ..registry import unknown
 
-__all__ = ["available_devices", "check_device", "device_fingerprint", "keep_freed_memory",
-           "machine_share", "on_threads", "release"]
+__all__ = ["available_devices", "cache_bytes", "check_device", "device_fingerprint", "identity", "keep_freed_memory",
+           "machine_share", "on_threads", "pinned", "release"]
+
+LAST_CACHE = 32 << 20      # assumed where the system does not say
 
 
 def available_devices() -> list[str]:
@@ -42,19 +45,66 @@ def check_device(device: str) -> torch.device:
 
 
 def device_fingerprint(device: str = "cpu") -> dict[str, Any]:
-    """What a number measured on `device` depends on: model, cores, torch, threads and load.
+    """What a number measured on `device` depends on: model, cores, clocks, versions, threads and load.
 
     `load` is the one-minute average of runnable processes; well above 1 during a single-threaded measurement
-    it says that something else was running.
+    it says that something else was running. What the system does not tell is left out.
     """
     target = check_device(device)
     found: dict[str, Any] = {
-        "device": str(target), "name": _cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "device": str(target), "kind": target.type, "name": _cpu_name(), "cores": os.cpu_count(),
+        "machine": platform.machine(), "memory_bytes": _memory_bytes(), "cache_bytes": cache_bytes(torch.device("cpu")),
+        **_cpu_clocks(), "torch": torch.__version__, "python": platform.python_version(),
         "threads": torch.get_num_threads(), "system": platform.platform(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
     if target.type == "cuda":
-        found |= {"name": torch.cuda.get_device_name(target), "cuda": torch.version.cuda}
-    return found
+        properties = torch.cuda.get_device_properties(target)
+        found |= {"host": _cpu_name(), "name": properties.name, "memory_bytes": properties.total_memory,
+                  "cores": properties.multi_processor_count, "cache_bytes": cache_bytes(target),
+                  "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda,
+                  "cudnn": torch.backends.cudnn.version(),                          # type: ignore[no-untyped-call]
+                  **_gpu_state(properties)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint tells one kind of device from another: numbers of two identities are never mixed."""
+    return {key: fingerprint.get(key) for key in ("kind", "name", "cores", "machine")}
+
+
+@functools.cache
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of the last cache before the memory of a device; 32 MiB where the system does not say."""
+    if device.type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or LAST_CACHE
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KM")) * factor)
+    return max(sizes, default=LAST_CACHE)
+
+
+@contextlib.contextmanager
+def pinned(threads: int | None) -> Iterator[None]:
+    """Keep the calling thread on `threads` of the processors it may use, the last ones, where the system allows it.
+
+    The first processors serve most interrupts. Threads started inside inherit it; those of a pool that exists already
+    stay where they are. None, or as many threads as processors, leaves everything as it is.
+    """
+    allowed: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if threads is None or threads >= len(allowed):
+        yield
+        return
+    try:
+        os.sched_setaffinity(0, sorted(allowed)[-threads:])
+    except OSError:                                # not allowed in this container
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @contextlib.contextmanager
@@ -117,3 +167,46 @@ def _cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def _memory_bytes() -> int | None:
+    """Bytes of the machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cpu_clocks() -> dict[str, Any]:
+    """Megahertz now and at most, and the governor, as far as Linux tells."""
+    found: dict[str, Any] = {}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    if clocks:
+        found["clock_mhz"] = round(max(clocks))
+    frequencies = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    with contextlib.suppress(OSError, ValueError):
+        found["clock_max_mhz"] = int((frequencies / "cpuinfo_max_freq").read_text()) // 1000
+        found["governor"] = (frequencies / "scaling_governor").read_text().strip()
+    return found
+
+
+def _gpu_state(properties: Any) -> dict[str, Any]:
+    """Driver, clocks (MHz), power limit (W) and temperature of a GPU as nvidia-smi tells them; empty where it is missing."""
+    keys = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+    names = ("driver", "clock_mhz", "clock_max_mhz", "memory_clock_mhz", "power_limit_w", "temperature_c")
+    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader,nounits"]
+    if hasattr(properties, "uuid"):
+        command.append(f"--id=GPU-{properties.uuid}")
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    numbers: dict[str, Any] = {}
+    for name, text in zip(names, (v.strip() for v in told.strip().partition("\n")[0].split(",")), strict=False):
+        with contextlib.suppress(ValueError):
+            numbers[name] = text if name == "driver" else float(text)
+    return numbers

@@ -14,7 +14,8 @@ COMMANDS = {
     "resume": {"directory", "quiet"}, "front": {"directory", "as_json", "as_csv"}, "show": {"directory", "number"},
     "compare": {"directory", "first", "second"}, "export": {"directory", "number", "to"},
     "fidelity": {"directory", "candidates", "steps", "seeds"},
-    "report": {"directory"}, "ui": {"directory", "port"}, "profile": {"device", "width", "length"},
+    "report": {"directory"}, "ui": {"directory", "port"},
+    "profile": {"device", "width", "length", "batch", "phase", "dtype", "mode", "of", "save", "emit"},
     "ops": {"name", "as_json"}, "systems": {"as_json", "as_markdown"},
 }
 STUDY = """
