@@ -21,6 +21,7 @@ __all__ = ["Counted", "counted"]
 
 aten = torch.ops.aten
 SCANS = {aten.cumsum, aten.cumprod, aten.logcumsumexp, aten.cummax, aten.cummin, aten.cumsum_, aten.cumprod_}
+VIEWS = {aten.detach, aten._unsafe_view, aten._reshape_alias, aten.alias, aten.lift_fresh}    # not marked as such
 MADE = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.empty_permuted}
 TRANSFORMS = {aten._fft_r2c, aten._fft_c2r, aten._fft_c2c}
 # These read every number of their input once or twice and compute with it; what they give may be smaller.
@@ -67,7 +68,7 @@ class _Counter(TorchDispatchMode):                                              
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         packet = func._overloadpacket
-        if self.silent or func.is_view or packet is aten.detach:
+        if self.silent or func.is_view or packet in VIEWS:
             return output
         given, made = list(tensors_of((args, kwargs))), list(tensors_of(output))
         if packet not in MADE:

@@ -92,7 +92,8 @@ def roof_of(device: str, dtype: str = "float32") -> Roof:
     if device.lower() in KNOWN:
         roof = KNOWN[device.lower()]
         if dtype not in (roof.dtype, "float16"):
-            raise ValueError(f"the data sheet of {roof.name} is taken for {roof.dtype}: got dtype {dtype!r}; use {roof.dtype!r}")
+            raise ValueError(f"the data sheet of {roof.name} is taken for {roof.dtype}: got dtype {dtype!r}; use "
+                             f"{roof.dtype!r}")
         return roof
     return measured_roof(device, dtype)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from bodyplan.evaluators.costing import Counted, counted
 from bodyplan.evaluators.cost import macs_flop_counter
+from bodyplan.evaluators.costing import Counted, counted
 
 
 def of(call, *shapes, device="meta"):
@@ -80,3 +80,9 @@ def test_products_agree_with_the_counter_of_flops():
     x = torch.randn(2, 4, 10)
     assert counted(lambda: model(x)).products == macs_flop_counter(model, x)
     assert math.isclose(counted(lambda: model(x)).read, 4 * (80 + 96 + 8 + 128 + 128 + 320 + 5), rel_tol=0.5)
+
+
+def test_a_linear_layer_over_a_sequence_copies_nothing():
+    layer = torch.nn.Linear(8, 16, bias=False, device="meta")
+    found = of(lambda x: layer(x), (2, 5, 8))
+    assert (found.products, found.read, found.written) == (2 * 5 * 128, 4 * (80 + 128), 4 * 160)

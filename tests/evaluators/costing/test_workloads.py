@@ -150,3 +150,13 @@ def test_bad_questions_get_clear_answers(call, message):
 
 def test_nothing_is_left_of_a_count():
     assert counted(lambda: None).products == 0
+
+
+def test_the_command_line_prints_the_roofline_of_a_device_that_is_elsewhere():
+    from bodyplan.cli import app
+    from typer.testing import CliRunner
+
+    asked = ["profile", "h200", "--roofline", "--dtype", "bfloat16", "--phase", "decode", "--length", "64"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert "NVIDIA H200" in done.output and "GatedDeltaNet" in done.output and "at least" in done.output
