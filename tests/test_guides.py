@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("name", ["spaces.md"])
+@pytest.mark.parametrize("name", ["spaces.md", "costs.md"])
 def test_every_block_of_code_runs(name, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), flags=re.S)
     assert blocks
