@@ -7,6 +7,7 @@ fused kernels run it: scores stay in registers.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def counted(call: Callable[[], Any]) -> Counted:
     with torch.no_grad(), _Fused(counter), counter:
         kept = call()
     del kept
-    return Counted(*(counter.found[name] for name in Counted._fields[:-1]), float(counter.most))
+    return Counted(**counter.found, peak=float(counter.most))
 
 
 class _Counter(TorchDispatchMode):                                                      # type: ignore[no-untyped-call]
@@ -101,8 +102,6 @@ class _Counter(TorchDispatchMode):                                              
 
     def living(self, given: list[Tensor], made: list[Tensor]) -> None:
         """Storages that operations made, until nobody holds them."""
-        import weakref
-
         before = {one.untyped_storage()._cdata for one in given}
         for one in made:
             storage = one.untyped_storage()
