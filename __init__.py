@@ -244,6 +244,7 @@ _HOMES = {
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
     "latency Device Profile": ".evaluators.latency",
+    "Roof roofline workload": ".evaluators.costing",
     "train": ".evaluators.training",
     "TrainingStrategy Visit": ".evaluators.strategies",
     "SinglePath": ".evaluators.strategies.single_path",

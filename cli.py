@@ -196,6 +196,8 @@ def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or
             of: Annotated[str | None, typer.Option(metavar="FILE.py[:NAME]", help="The operators and widths of a sweep's "
                                                    "space, instead of a few examples.", show_default=False)] = None,
             save: Annotated[Path | None, typer.Option(help="Write a profile (JSON).", show_default=False)] = None,
+            roofline: Annotated[bool, typer.Option("--roofline", help="Measure nothing: what operators do, move and least "
+                                                   "take; DEVICE may be h200, h100 or a100.")] = False,
             emit: Annotated[Path | None, typer.Option(help="Measure nothing: write a script for a machine without bodyplan.",
                                                       show_default=False)] = None) -> None:
     """Measure operators on a device: prefill and decode, median with a bootstrap interval."""
@@ -204,6 +206,10 @@ def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or
 
     space = None if of is None else load_sweep(of).space
     asked = session.Asked(device, width, length, batch, phase, dtype, mode, space)
+    if roofline:
+        for line in session.rooflines(asked):
+            typer.echo(line)
+        return
     if emit is not None:
         typer.echo(session.emitted(asked, emit, save))
         return

@@ -15,7 +15,7 @@ COMMANDS = {
     "compare": {"directory", "first", "second"}, "export": {"directory", "number", "to"},
     "fidelity": {"directory", "candidates", "steps", "seeds"},
     "report": {"directory"}, "ui": {"directory", "port"},
-    "profile": {"device", "width", "length", "batch", "phase", "dtype", "mode", "of", "save", "emit"},
+    "profile": {"device", "width", "length", "batch", "phase", "dtype", "mode", "of", "save", "emit", "roofline"},
     "ops": {"name", "as_json"}, "systems": {"as_json", "as_markdown"},
 }
 STUDY = """

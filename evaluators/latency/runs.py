@@ -13,7 +13,7 @@ from ...space.tree import axes_of
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
 
-__all__ = ["Run", "runs_of"]
+__all__ = ["Run", "layers_of", "runs_below", "runs_of"]
 
 
 class Run(NamedTuple):
@@ -33,15 +33,29 @@ class Run(NamedTuple):
 def runs_of(architecture: Architecture, phase: str = "prefill", length: Length | None = None) -> Iterator[Run]:
     """Every operator as it runs, in order: a loop's as often as it goes around. Macros with parameters or products of their
     own stand before their parts; empty sublayers are left out. length: as `architecture.cost` takes it."""
+    for place, item, width, each, times in layers_of(architecture, length):
+        yield from runs_below(place, item, width, each, times, phase)
+
+
+def layers_of(architecture: Architecture, length: Length | None = None) -> Iterator[tuple[str, Any, int, Length, float]]:
+    """(place, item, width, length, times) of the embedding, every layer, the last norm and the head."""
     plan: Any = architecture.plan
     inner = architecture.default_length if length is None else length
-    yield Run("embed", plan.embed, plan.width, tokens_of(inner), 1.0, phase)
-    width = plan.width
+    yield "embed", plan.embed, plan.width, tokens_of(inner), 1.0
+    width, times = plan.width, float(plan.recursion.times)
     for i, item in enumerate(plan.layers):
-        yield from _runs(f"layers.{i}", item, width, inner, float(plan.recursion.times), phase)
+        yield f"layers.{i}", item, width, inner, times
         width, inner = item.out(width, inner)
     for name in ("norm", "head"):
-        yield Run(name, getattr(plan, name), width, tokens_of(inner), 1.0, phase)
+        yield name, getattr(plan, name), width, tokens_of(inner), 1.0
+
+
+def runs_below(place: str, item: Any, width: int, length: Length, times: float, phase: str) -> Iterator[Run]:
+    """The runs of one part of an architecture with everything inside it."""
+    if item.kind in ("embedding", "norm", "head"):
+        yield Run(place, item, width, tokens_of(length), times, phase)
+    else:
+        yield from _runs(place, item, width, length, times, phase)
 
 
 def _runs(place: str, item: Any, width: int, length: Length, times: float, phase: str) -> Iterator[Run]:

@@ -16,9 +16,10 @@ from .profile import Profile
 from .runner import Conditions
 
 if TYPE_CHECKING:
+    from ...space.architecture import Architecture
     from ...space.space import Space
 
-__all__ = ["Asked", "emitted", "profiled"]
+__all__ = ["Asked", "emitted", "profiled", "rooflines"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,38 @@ def profiled(asked: Asked, save: Path | None, command: str) -> Iterator[str]:
     if save is not None:
         found.save(save)
         yield f"wrote {len(found.operators)} measurements to {save}; read it with bp.Profile.load({str(save)!r})"
+
+
+def rooflines(asked: Asked) -> Iterator[str]:
+    """The lines of a roofline per phase, length and batch: of a space's largest architecture, or of the examples in a row.
+
+    Raises:
+        ValueError: a device that is neither known nor here, widths given, or a phase that has none.
+    """
+    from ..costing.roofline import roof_of, roofline, roofline_lines
+
+    if asked.widths and asked.space is not None:
+        raise ValueError("a roofline is of the largest architecture of a space, whose width it has: leave --width out")
+    architecture = _examples((asked.widths or (128,))[0]) if asked.space is None else (
+        asked.space.architecture(asked.space.largest()))
+    roof = roof_of(asked.device, asked.dtype)
+    for phase in asked.phases or ("prefill", "decode"):
+        for length in asked.lengths or (256,):
+            for batch in asked.batches or (1,):
+                yield from roofline_lines(roofline(architecture, roof, length, phase, batch, asked.dtype))
+                yield ""
+
+
+def _examples(width: int) -> Architecture:
+    from ...space.operators.embedding import TokenEmbedding
+    from ...space.operators.head import LanguageHead
+    from ...space.operators.identity import Identity
+    from ...space.plan import Block
+    from ...space.space import Space
+
+    body = tuple(Block(mixer=config) if config.kind == "mixer" else Block(mixer=Identity(), channel=config)
+                 for config in EXAMPLES)
+    return Space(embed=TokenEmbedding(vocab=256), width=width, body=body, head=LanguageHead(tied=True)).sample(0)
 
 
 def emitted(asked: Asked, path: Path, save: Path | None = None) -> str:

@@ -1,0 +1,14 @@
+"""What an architecture does and moves, and the least time that a device can take for it.
+
+    counted    operations of one call by kind, and the bytes they read and write
+    workloads  the same of every operator of an architecture, remembered
+    roofline   the least time on a device of a given speed and bandwidth
+"""
+
+from __future__ import annotations
+
+from .counted import Counted, counted
+from .roofline import Roof, Roofline, measured_roof, roof_of, roofline
+from .workloads import Work, Workload, workload
+
+__all__ = ["Counted", "Roof", "Roofline", "Work", "Workload", "counted", "measured_roof", "roof_of", "roofline", "workload"]
