@@ -24,8 +24,7 @@ test: setup
 test-contract: setup
 	$(PYTEST) -n 2 -m "not slow" tests/space/test_contract.py $(wildcard tests/space/operators) \
 		tests/space/test_operators.py tests/space/test_operators_reference.py tests/space/test_export_operators.py \
-		tests/space/test_export_macros.py tests/space/test_export_parity.py \
-		tests/evaluators/costing
+		tests/space/test_export_macros.py tests/space/test_export_parity.py tests/evaluators/costing
 
 test-kernels: setup
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m kernels tests/kernels
