@@ -18,7 +18,8 @@ from .drift import Drift, Session, find_drift
 from .gaussian import Belief, GaussianProcess
 from .predictor import Model, Prediction, Predictor, Report
 from .table import Table, as_table, features
+from .transfer import Transfer
 from .typed_graph import TypedGraph
 
 __all__ = ["Additive", "Belief", "Boosting", "Drift", "GaussianProcess", "Model", "Prediction", "Predictor", "Report",
-           "Session", "Table", "TypedGraph", "additivity", "as_table", "features", "find_drift"]
+           "Session", "Table", "Transfer", "TypedGraph", "additivity", "as_table", "features", "find_drift"]

@@ -50,7 +50,7 @@ def find_drift(order: Any, rests: Any, shortest: int = 10, strictness: float = 1
     order: when each was measured; rests: value less prediction, as logarithms for shares. Splits in two where the sums of
     ranks on both sides differ most, again in each half, for as long as the log-odds of the split, Z**2 / 2, exceed
     `strictness` and both sides have at least `shortest` rows. Ranks, so that a few outliers make no session. A split must also
-    move the median by a quarter of the spread. Binary segmentation by Wilcoxon's statistic (Pettitt, 1979). Raises
+    move the median by half of the spread. Binary segmentation by Wilcoxon's statistic (Pettitt, 1979). Raises
     ValueError for rests that are not finite or not one per row.
     """
     at, rest = np.asarray(order, dtype=np.float64), np.asarray(rests, dtype=np.float64)
@@ -87,6 +87,6 @@ def _splits(rest: Floats, start: int, shortest: int, strictness: float) -> list[
     at = int(left[best])
     before, after = rest[:at], rest[at:]
     moved = abs(float(np.median(before) - np.median(after)))
-    if z[best] ** 2 / 2 < strictness or moved < 0.25 * min(_spread(before), _spread(after)):
+    if z[best] ** 2 / 2 < strictness or moved < 0.5 * min(_spread(before), _spread(after)):
         return []
     return [*_splits(before, start, shortest, strictness), start + at, *_splits(after, start + at, shortest, strictness)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .kernels import Graphs, Numbers, Positions, Sessions, Term
 from .table import Floats, Table
 
-__all__ = ["Belief", "GaussianProcess", "climb"]
+__all__ = ["Belief", "GaussianProcess", "climb", "misfit"]
 
 CONSTANT = 25.0         # prior variance of the mean, in units of the values' variance
 FREEDOM = 4.0           # degrees of freedom of the noise
@@ -51,6 +51,18 @@ def climb(loss: Any, start: Tensor, iterations: int) -> Tensor:
     except torch.linalg.LinAlgError:        # a wild step of the line search; what was found before it stands
         pass
     return best
+
+
+def misfit(noisy: Tensor, values: Tensor) -> Tensor:
+    """Minus the log likelihood, up to a constant. Its slope by the covariance is known: no factorisation is differentiated."""
+    with torch.no_grad():
+        factor = torch.linalg.cholesky(noisy)
+        inverse = torch.cholesky_inverse(factor)
+        solved = inverse @ values
+        found = 0.5 * values @ solved + factor.diagonal().log().sum()
+        slope = 0.5 * (inverse - torch.outer(solved, solved))
+    through = (slope * noisy).sum()
+    return through + (found - through.detach())
 
 
 class GaussianProcess:
@@ -104,17 +116,8 @@ class GaussianProcess:
         return self._covariance(parameters, parts, parts) + torch.diag((2 * parameters[-1]).exp() * weights + 1e-8)
 
     def _loss(self, parameters: Tensor, parts: list[Any], values: Tensor, weights: Tensor) -> Tensor:
-        """Minus the log posterior. Its slope by the covariance is known, so no factorisation is differentiated."""
-        noisy = self._noisy(parameters, parts, weights)
-        with torch.no_grad():
-            factor = torch.linalg.cholesky(noisy)
-            inverse = torch.cholesky_inverse(factor)
-            solved = inverse @ values
-            misfit = 0.5 * values @ solved + factor.diagonal().log().sum()
-            slope = 0.5 * (inverse - torch.outer(solved, solved))
-        through = (slope * noisy).sum()
         deviation = (parameters - self.prior[:, 0]) / self.prior[:, 1]
-        return through + (misfit - through.detach()) + 0.5 * (deviation ** 2).sum()
+        return misfit(self._noisy(parameters, parts, weights), values) + 0.5 * (deviation ** 2).sum()
 
     def _weights(self, parts: list[Any], values: Tensor, weights: Tensor | None = None) -> Tensor:
         """The expected inverse precision of every sample's noise: 1 for the ordinary, large for outliers."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .table import Floats, Table, padded
-from .typed_graph import refined
+from .typed_graph import TypedGraph, joined, refined
 
 __all__ = ["Graphs", "Numbers", "Positions", "Sessions", "Term"]
 
@@ -113,31 +113,35 @@ class Sessions:
 
 
 class Graphs:
-    """How many nodes of which kind: types, then types with their neighbours' types, `rounds` times, and sizes by type.
+    """How many nodes of which kind: types, types behind types, then with all neighbours' types, `rounds` times, and sizes.
 
     A Weisfeiler-Lehman kernel on counts, without normalising: latency adds up over nodes. With 100 measured networks this
     was chosen over a graph network, which needs more to learn the same counts.
     """
 
-    def __init__(self, rounds: int = 2):
+    def __init__(self, rounds: int = 1):
         self.rounds = rounds
 
     def fit(self, table: Table) -> Prior:
         assert table.graphs is not None
-        names = [refined(graph, self.rounds) for graph in table.graphs]
-        self.places = [{name: i for i, name in enumerate(sorted({n for found in names for n in found[r]}))}
-                       for r in range(self.rounds + 1)]
+        kinds = [self._kinds(graph) for graph in table.graphs]
+        self.places = [{name: i for i, name in enumerate(sorted({n for found in kinds for n in found[level]}))}
+                       for level in range(self.rounds + 2)]
         raw = self._counts(table)
         self.middle = [counts.mean(axis=0) for counts in raw]
         self.spread = [max(float(np.sqrt(counts.var(axis=0).sum())), 1e-12) for counts in raw]
-        return [(-1.0 - 0.5 * r, 1.0) for r in range(self.rounds + 1)] + [(-1.0, 1.0)]
+        return [(0.0, 1.0), (-0.5, 1.0), *[(-1.5, 1.0)] * self.rounds, (-1.0, 1.0)]
+
+    def _kinds(self, graph: TypedGraph) -> list[list[str]]:
+        types, *rest = refined(graph, self.rounds)
+        return [types, joined(graph), *rest]
 
     def _counts(self, table: Table) -> list[Floats]:
         assert table.graphs is not None
         counts = [np.zeros((len(table), len(places))) for places in self.places]
         sizes = np.zeros((len(table), len(self.places[0])))
         for row, graph in enumerate(table.graphs):
-            for places, into, names in zip(self.places, counts, refined(graph, self.rounds), strict=True):
+            for places, into, names in zip(self.places, counts, self._kinds(graph), strict=True):
                 for name in names:
                     if name in places:
                         into[row, places[name]] += 1

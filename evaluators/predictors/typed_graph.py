@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
 
-__all__ = ["TypedGraph", "of_architecture", "refined"]
+__all__ = ["TypedGraph", "joined", "of_architecture", "refined"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ def refined(graph: TypedGraph, rounds: int) -> list[list[str]]:
         names.append([f"({','.join(sorted(now[i] for i in before[node]))}>{now[node]}>"
                       f"{','.join(sorted(now[i] for i in behind[node]))})" for node in range(len(now))])
     return names
+
+
+def joined(graph: TypedGraph) -> list[str]:
+    """For every node, each type that comes right before it, once: "conv>pool" says that a pool reads a convolution."""
+    return sorted(f"{before}>{graph.types[node]}" for before, node in {(graph.types[a], b) for a, b in graph.edges})
 
 
 def of_architecture(architecture: Architecture) -> TypedGraph:
