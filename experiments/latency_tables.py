@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..evaluators.devices import device_fingerprint
 from ..evaluators.predictors import Predictor, Table, Transfer, find_drift
 from ..evaluators.predictors.table import Floats
 from .latency_page import write_page
@@ -139,6 +140,7 @@ def _ceiling(table: Table, latencies: dict[str, Floats], device: str) -> dict[st
 
 def works(folder: Path, seeds: int) -> Iterator[Work]:
     """Everything the study does, under a name that is its key in the results; what shows most comes first."""
+    yield "machine", lambda: {"processor": str(device_fingerprint("cpu")["name"]), "torch": torch.__version__}
     table, latencies = fbnet(folder)
     made: dict[str, Transfer] = {}
 
@@ -179,7 +181,7 @@ def study(out: Path, folder: Path, seeds: int = 10, only: str = "") -> Path:
     target = out / "results.jsonl"
     done = {json.loads(line)["key"] for line in target.read_text().splitlines()} if target.is_file() else set()
     for key, work in works(folder, seeds):
-        if key not in done and only in key:
+        if key not in done and (only in key or key == "machine"):
             started = time.process_time()
             result = {"key": key, **work(), "seconds": round(time.process_time() - started, 3)}
             with target.open("a", encoding="utf-8") as file:

@@ -33,7 +33,7 @@ class Boosting:
         try:
             from sklearn.ensemble import GradientBoostingRegressor
         except ImportError as missing:
-            raise ImportError("boosting needs scikit-learn: pip install scikit-learn, or choose model='gaussian'") from missing
+            raise ImportError("boosting needs scikit-learn: install it, or choose model='gaussian'") from missing
         middle = float(np.median(y))
         reach = 5 * 1.4826 * float(np.median(np.abs(y - middle))) or np.inf
         model = GradientBoostingRegressor(n_estimators=self.trees, max_depth=self.depth, subsample=0.7, max_features=0.5,

@@ -29,7 +29,7 @@ def margin(errors: Floats, spreads: Floats, coverage: float) -> float:
     if not 0 < coverage < 1:
         raise ValueError(f"coverage lies between 0 and 1: got {coverage}")
     if len(errors) < fewest(coverage):
-        raise ValueError(f"an interval with coverage {coverage:g} needs at least {fewest(coverage)} samples: got {len(errors)}; "
-                         "measure more, or ask for less coverage")
+        raise ValueError(f"an interval with coverage {coverage:g} needs at least {fewest(coverage)} samples: got "
+                         f"{len(errors)}; measure more, or ask for less coverage")
     scores = np.sort(np.abs(errors) / spreads)
     return float(scores[math.ceil((len(errors) + 1) * coverage - 1e-9) - 1])

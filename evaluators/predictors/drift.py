@@ -48,9 +48,9 @@ def find_drift(order: Any, rests: Any, shortest: int = 10, strictness: float = 1
     """The sessions in what a predictor leaves over.
 
     order: when each was measured; rests: value less prediction, as logarithms for shares. Splits in two where the sums of
-    ranks on both sides differ most, again in each half, for as long as the log-odds of the split, Z**2 / 2, exceed
-    `strictness` and both sides have at least `shortest` rows. Ranks, so that a few outliers make no session. A split must also
-    move the median by half of the spread. Binary segmentation by Wilcoxon's statistic (Pettitt, 1979). Raises
+    ranks on both sides differ most, again in each half, for as long as the evidence for the split, Z**2 / 2, exceeds
+    `strictness` and both sides have at least `shortest` rows. Ranks, so that a few outliers make no session. A split must
+    also move the median by half of the spread. Binary segmentation by Wilcoxon's statistic (Pettitt, 1979). Raises
     ValueError for rests that are not finite or not one per row.
     """
     at, rest = np.asarray(order, dtype=np.float64), np.asarray(rests, dtype=np.float64)

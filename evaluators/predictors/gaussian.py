@@ -7,6 +7,7 @@ on that many of them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,15 +47,13 @@ def climb(loss: Any, start: Tensor, iterations: int) -> Tensor:
             best, least = parameters.detach().clone(), float(value.detach())
         return value
 
-    try:
+    with contextlib.suppress(torch.linalg.LinAlgError):     # a wild step of the line search; what was found before stands
         search.step(closure)
-    except torch.linalg.LinAlgError:        # a wild step of the line search; what was found before it stands
-        pass
     return best
 
 
 def misfit(noisy: Tensor, values: Tensor) -> Tensor:
-    """Minus the log likelihood, up to a constant. Its slope by the covariance is known: no factorisation is differentiated."""
+    """Minus the log likelihood, up to a constant. Its slope by the covariance is known, and not differentiated."""
     with torch.no_grad():
         factor = torch.linalg.cholesky(noisy)
         inverse = torch.cholesky_inverse(factor)

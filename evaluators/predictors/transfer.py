@@ -67,7 +67,7 @@ class Transfer:
         self.parameters = self._learn(logs, min(rows, len(self.table)), repeats)
 
     def _smoothed(self, logs: Floats) -> Floats:
-        """What a model of each device makes of all rows: a sum over positions; without those, a Gaussian process of 600 rows."""
+        """What a model of each device makes of all rows: a sum over positions, or a Gaussian process of 600 rows."""
         def model(values: Floats) -> Floats:
             if self.table.operators is not None:
                 return Additive(pooled=False).fit(self.table, values).predict(self.table).mean

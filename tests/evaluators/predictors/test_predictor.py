@@ -115,7 +115,8 @@ def test_known_sessions_are_kept_apart_and_reported():
 def test_an_update_is_a_fit_of_all():
     columns, latency = sizes(60)
     together = Predictor("gaussian").fit(columns, latency)
-    grown = Predictor("gaussian").fit(part(columns, slice(40)), latency[:40]).update(part(columns, slice(40, 60)), latency[40:])
+    grown = Predictor("gaussian").fit(part(columns, slice(40)), latency[:40])
+    grown.update(part(columns, slice(40, 60)), latency[40:])
     assert np.array_equal(together.predict(columns).value, grown.predict(columns).value)
 
 
