@@ -244,6 +244,7 @@ _HOMES = {
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
     "latency": ".evaluators.latency",
+    "Predictor Transfer TypedGraph": ".evaluators.predictors",
     "train": ".evaluators.training",
     "TrainingStrategy Visit": ".evaluators.strategies",
     "SinglePath": ".evaluators.strategies.single_path",
