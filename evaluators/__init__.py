@@ -3,6 +3,7 @@
     objectives.py   Objective, Estimate and the built-in objectives by name
     latency.py      latency(): milliseconds on a device, with an interval
     devices.py      which devices there are, and what a measurement says about its machine
+    predictors/     what a measurement would say of a candidate that nobody measured, with an interval
     tasks/          data, loss and metric: text(), images()
     training.py     train(): a supernet or a plain module, checkpointed, resumable to the bit
     strategies/     which subnets a training step visits, and what each of them learns from

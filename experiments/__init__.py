@@ -9,5 +9,6 @@
     bench_tracking  what MLflow costs a sweep
     supernet_fidelity  how well each way of training a supernet ranks candidates, against training them alone
                     (fidelity_work: what its workers do; fidelity_page: the tables of docs/fidelity.md)
+    latency_tables  predictors against latencies that others measured (latency_page: docs/latency.md)
     pruning_study   a trained transformer as a supernet, pruned by search (pruning_page: docs/pruning.md)
 """

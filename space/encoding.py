@@ -186,7 +186,7 @@ def graph_encoding(architecture: Architecture, nodes: int | None = None) -> tupl
         raise ValueError(f"graph_encoding needs room for every node: got nodes={nodes} and a graph of {len(graph)}")
     names = [*operator_names(architecture.space), *PLACES]
     adjacency, features = np.zeros((count, count)), np.zeros((count, len(names) + 2))
-    numels = _parameters_by_place(architecture)
+    numels = parameters_by_place(architecture)
     rows = {node: row for row, node in enumerate(in_order(graph))}
     for node, row in rows.items():
         found = graph.nodes[node]
@@ -205,7 +205,7 @@ def operator_names(space: Space) -> list[str]:
     return sorted(found | {type(loop).__name__ for _, loops, _ in space.loops() for loop in loops})
 
 
-def _parameters_by_place(architecture: Architecture) -> dict[str, int]:
+def parameters_by_place(architecture: Architecture) -> dict[str, int]:
     """Numbers of parameters by the innermost node they belong to."""
     places = {place for _, place in architecture.graph.nodes(data="place") if place}
     numels: dict[str, int] = {}
