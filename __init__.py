@@ -243,13 +243,9 @@ _HOMES = {
     "inherited injected_layers rearranged block_importance closest_span": ".space.conversions",
     "export": ".space.export",
     "Objective Estimate": ".evaluators.objectives",
-<<<<<<< HEAD
     "latency Device Profile": ".evaluators.latency",
     "Roof roofline workload": ".evaluators.costing",
-=======
-    "latency": ".evaluators.latency",
     "Predictor Transfer TypedGraph": ".evaluators.predictors",
->>>>>>> predicting
     "train": ".evaluators.training",
     "TrainingStrategy Visit": ".evaluators.strategies",
     "SinglePath": ".evaluators.strategies.single_path",
