@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -c tests/pytest.ini --rootdir=tests --import-mode=importlib
 
-.PHONY: setup demo test test-contract test-kernels test-faults test-slow lint types systems bench clean
+.PHONY: setup demo test test-contract test-long test-kernels test-faults test-slow lint types systems bench clean
 
 setup: $(VENV)/.installed
 
@@ -19,12 +19,15 @@ demo: setup
 	$(BIN)/bodyplan demo
 
 test: setup
-	$(PYTEST) -n 2 -m "not slow and not contract and not kernels and not faults and not browser" tests
+	$(PYTEST) -n 2 -m "not slow and not contract and not long and not kernels and not faults and not browser" tests
 
 test-contract: setup
 	$(PYTEST) -n 2 -m "not slow" tests/space/test_contract.py $(wildcard tests/space/operators) \
 		tests/space/test_operators.py tests/space/test_operators_reference.py tests/space/test_export_operators.py \
-		tests/space/test_export_macros.py tests/space/test_export_parity.py tests/evaluators/costing
+		tests/space/test_export_macros.py
+
+test-long: setup
+	$(PYTEST) -n 2 -m "long and not slow" tests
 
 test-kernels: setup
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m kernels tests/kernels

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +151,18 @@ def works(folder: Path, seeds: int) -> Iterator[Work]:
             made[device] = Transfer(table, {name: values for name, values in latencies.items() if name != device})
         return made[device]
 
+    def few_from(device: str, truth: Floats, choice: str, seed: int) -> dict[str, Any]:
+        return _few(transfer(device), truth, choice, seed)
+
     for device, truth in latencies.items():
         for seed in range(seeds):
             for choice in ("chosen", "random"):
-                yield f"few/{device}/{choice}/{seed}", lambda d=device, t=truth, c=choice, s=seed: _few(transfer(d), t, c, s)
+                yield f"few/{device}/{choice}/{seed}", partial(few_from, device, truth, choice, seed)
     for device in PHONES:
-        yield f"ceiling/{device}", lambda d=device: _ceiling(table, latencies, d)
+        yield f"ceiling/{device}", partial(_ceiling, table, latencies, device)
     sets = {device: hat(folder, device) for device in HAT}
     for device, (rows, truth) in sets.items():
-        yield f"drift/{device}", lambda r=rows, t=truth: _drift(r, t)
+        yield f"drift/{device}", partial(_drift, rows, truth)
     for size in (100, 20, 50, 200, 500):
         for seed in range(seeds):
             for device, (rows, truth) in sets.items():
@@ -166,13 +170,13 @@ def works(folder: Path, seeds: int) -> Iterator[Work]:
                                       ("ridge", "unknown"), ("lookup", "unknown"), ("boosting", "unknown"),
                                       *([("auto", "unknown")] if size == 100 else [])):
                     yield (f"hat/{device}/{size}/{method}/{order}/{seed}",
-                           lambda r=rows, t=truth, n=size, s=seed, m=method, o=order: _curve(r, t, n, s, m, o))
+                           partial(_curve, rows, truth, size, seed, method, order))
     for seed in range(seeds):
         for device, sizes in (("gold_6240", (200, 100, 50)), ("raspi4", (200,))):
             for size in sizes:
                 for method in ("gaussian", "ridge"):
-                    yield (f"fbnet/{device}/{size}/{method}/unknown/{seed}", lambda d=device, n=size, s=seed, m=method:
-                           _curve(table, latencies[d], n, s, m, "unknown"))
+                    yield (f"fbnet/{device}/{size}/{method}/unknown/{seed}",
+                           partial(_curve, table, latencies[device], size, seed, method, "unknown"))
 
 
 def study(out: Path, folder: Path, seeds: int = 10, only: str = "") -> Path:

@@ -25,6 +25,7 @@ def collected():
     return [f"tests/{line}" for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.long
 def test_every_claim_names_tests_that_exist(collected):
     for row in ROWS:
         if row.state == "missing":

@@ -38,7 +38,7 @@ class Additive:
 
     def _slopes(self, x: Floats, y: Floats) -> Floats:
         square = x.T @ x + self.strength * np.eye(x.shape[1])
-        return np.linalg.solve(square, x.T @ y)
+        return np.asarray(np.linalg.solve(square, x.T @ y), dtype=np.float64)
 
     def columns(self, table: Table) -> Floats:
         """Design matrix float64[N, ...]: numbers, one-hot of each position, counts where pooled."""
@@ -82,7 +82,7 @@ class Exact:
         model = self.model
         x = np.concatenate([np.ones((len(table), 1)), model.columns(table)], axis=1)
         known = np.abs(x - (x @ self.rows.T) @ self.rows).max(axis=1) < 1e-7
-        seen = np.ones(len(table), dtype=bool)
+        seen: Any = np.ones(len(table), dtype=bool)
         if table.operators is not None:
             seen = np.isin(table.operators, ["", *model.names]).all(axis=1)
             if table.operators.shape[1] > model.length:

@@ -47,8 +47,9 @@ def climb(loss: Any, start: Tensor, iterations: int) -> Tensor:
             best, least = parameters.detach().clone(), float(value.detach())
         return value
 
-    with contextlib.suppress(torch.linalg.LinAlgError):     # a wild step of the line search; what was found before stands
-        search.step(closure)
+    # A wild step of the line search may fail: then what was found before stands.
+    with contextlib.suppress(torch.linalg.LinAlgError):                              # type: ignore[attr-defined]
+        search.step(closure)                                                         # type: ignore[no-untyped-call]
     return best
 
 
@@ -60,7 +61,7 @@ def misfit(noisy: Tensor, values: Tensor) -> Tensor:
         solved = inverse @ values
         found = 0.5 * values @ solved + factor.diagonal().log().sum()
         slope = 0.5 * (inverse - torch.outer(solved, solved))
-    through = (slope * noisy).sum()
+    through: Tensor = (slope * noisy).sum()
     return through + (found - through.detach())
 
 

@@ -63,7 +63,8 @@ class Numbers:
         a_ND, b_MD = left / scales, right / scales
         distance_NM = ((a_ND * a_ND).sum(1)[:, None] + (b_MD * b_MD).sum(1) - 2 * a_ND @ b_MD.T).clamp_min(0)
         smooth, trend = (2 * parameters[self.count:]).exp()
-        return smooth * torch.exp(-0.5 * distance_NM) + trend * (left @ right.T) / max(self.count, 1) ** 0.5
+        found: Tensor = smooth * torch.exp(-0.5 * distance_NM) + trend * (left @ right.T) / max(self.count, 1) ** 0.5
+        return found
 
 
 class Positions:
@@ -94,7 +95,8 @@ class Positions:
         smooth_PP = torch.exp(-0.5 * self.apart_PP / (2 * parameters[3]).exp())
         mixing_PP = everywhere + near * smooth_PP + own * torch.eye(self.length, dtype=torch.float64)
         mixed = torch.einsum("pq,npv->nqv", mixing_PP, left)
-        return mixed.flatten(1) @ right.flatten(1).T / self.length
+        found: Tensor = mixed.flatten(1) @ right.flatten(1).T / self.length
+        return found
 
 
 class Sessions:

@@ -20,6 +20,7 @@ def architecture(*mixers, channel=None):
 OLD = layer().mixer
 
 
+@pytest.mark.long
 def test_a_grafted_operator_is_regressed_on_what_the_old_one_gave(model):
     new = bp.GatedDeltaNet(heads=2)
     found = bp.grafted(model, architecture(OLD, new, OLD), INPUTS, steps=60, lr=5e-3)
@@ -38,6 +39,7 @@ def test_a_grafted_operator_is_regressed_on_what_the_old_one_gave(model):
             assert torch.equal(parameter, dict(found.model.named_parameters())[name])
 
 
+@pytest.mark.long
 def test_a_grafted_network_starts_below_one_with_fresh_operators_and_needs_less(model):
     wanted = architecture(bp.GatedDeltaNet(heads=2), OLD, bp.GatedDeltaNet(heads=2))
     found = bp.grafted(model, wanted, INPUTS, steps=80, lr=5e-3).model

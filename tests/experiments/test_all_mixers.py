@@ -44,6 +44,7 @@ def test_a_layer_chooses_among_all_of_them(frame):
     assert space.size() == sum(mixers**depth for depth in range(all_mixers.DEPTH[0], all_mixers.DEPTH[1] + 1))
 
 
+@pytest.mark.long
 def test_a_sweep_exports_every_member_of_its_front(tmp_path, monkeypatch):
     few = [bp.DepthwiseConv2d(), bp.Pooling(), bp.WindowAttention(heads=2)]
     monkeypatch.setattr(all_mixers, "all_mixers", lambda frame, width=64: few)

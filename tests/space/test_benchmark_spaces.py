@@ -102,10 +102,12 @@ def cells():
     return [(edges(architecture), architecture.hash) for architecture in every(nas_bench_201(cells=1))]
 
 
+@pytest.mark.long
 def test_the_published_number_of_unique_cells_is_reproduced(cells):
     assert len({expression(ops) for ops, _ in cells}) == 6_466
 
 
+@pytest.mark.long
 def test_one_hash_exactly_for_isomorphic_cells(cells):
     groups = {}
     for ops, digest in cells[::7]:
@@ -126,6 +128,7 @@ def isomorphic(a, b):
                             edge_match=lambda x, y: len(x) == len(y))
 
 
+@pytest.mark.long
 def test_how_many_distinct_cells_there_are(cells):
     """More than the published 6,466: a node read twice is not two equal nodes, and a convolution with batch norm makes
     something of zeros."""

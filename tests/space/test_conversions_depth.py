@@ -76,6 +76,7 @@ def test_depth_upscaling_is_two_copies_without_the_seam():
         assert torch.equal(ours.layers[place].mixer.op.out.weight, model.layers[i].mixer.op.out.weight)
 
 
+@pytest.mark.long
 def test_duplicated_layers_start_far_below_fresh_ones_and_recover():
     model = trained(*[layer()] * 4, steps=150)
     middle = bp.closest_span(model, CALIBRATION, 2, first=1)
@@ -118,6 +119,7 @@ def deep():
     return trained(*[layer()] * 5, steps=150)
 
 
+@pytest.mark.long
 def test_a_linear_span_is_the_explicit_map_inside_the_matrix_before(deep):
     ours = bp.linear_span(deep, 2, 4, CALIBRATION)
     m, y, x = span_tensors(deep, 2, 4, CALIBRATION)

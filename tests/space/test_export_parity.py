@@ -27,9 +27,9 @@ BODIES = {**{name: [(op, channel)] for (name, op), channel in zip(MIXERS.items()
           "hybrid": [(MIXERS["mamba"], "gelu"), (bp.Identity(), "squared_relu"), (MIXERS["window"], "none"),
                      (MIXERS["attention"], "swiglu"), (MIXERS["delta"], "gelu")]}
 LOOPS = {"once": bp.Once(), "loop": bp.Loop(times=2), "lora": bp.Loop(times=3, lora_rank=4)}
-# The default suite exports a sample; `make test-contract` exports all.
+# The default suite exports a sample; `make test-long` the rest.
 SAMPLE = ("attention-once", "window-once", "hybrid-once", "hybrid-loop", "hybrid-lora", "delta-lora", "hyena-loop")
-CASES = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.contract)
+CASES = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.long)
          for name in (f"{body}-{loop}" for body in BODIES for loop in LOOPS)]
 
 # Runs in one process that cannot import this package; prints a JSON report per folder.

@@ -39,7 +39,7 @@ def test_sums_are_the_costs_of_the_architecture(seed, phase):
 
 
 @pytest.mark.parametrize("name", [name if i % 6 == 0 or name in NEED_OTHERS else
-                                  pytest.param(name, marks=pytest.mark.contract) for i, name in enumerate(ALONE)])
+                                  pytest.param(name, marks=pytest.mark.long) for i, name in enumerate(ALONE)])
 def test_every_operator_executes_at_least_the_products_it_declares(name):
     config, width = next(reference_configs(operators.get(name)))
     length = (6, 6) if config.spatial else 24

@@ -22,6 +22,7 @@ def latency(graph):
     return 1.0 + sum(COSTS[name] for node, name in enumerate(graph.types) if node not in fused)
 
 
+@pytest.mark.long
 def test_unseen_topologies_are_predicted_better_than_by_counting():
     rng = np.random.default_rng(0)
     graphs = [random_graph(rng) for _ in range(160)]

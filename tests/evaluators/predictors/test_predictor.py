@@ -68,7 +68,7 @@ def test_the_margin_is_the_rank_of_the_scores():
         margin(errors[:8], np.ones(8), 0.9)
 
 
-@pytest.mark.parametrize("model", ["additive", "gaussian"])
+@pytest.mark.parametrize("model", ["additive", pytest.param("gaussian", marks=pytest.mark.long)])
 def test_ninety_percent_intervals_hold_in_ninety_percent_over_200_splits(model):
     columns, latency = sizes(400, noise=0.1)
     held = []
@@ -81,6 +81,7 @@ def test_ninety_percent_intervals_hold_in_ninety_percent_over_200_splits(model):
     assert 0.88 <= np.mean(held) <= 0.92
 
 
+@pytest.mark.long
 def test_a_gaussian_process_beats_ridge_on_products_of_sizes():
     columns, latency = sizes(300)
     errors = {}
@@ -131,6 +132,7 @@ def test_out_of_fold_is_what_a_fit_without_the_fold_predicts():
     assert np.array_equal(found[folds == 1], again)
 
 
+@pytest.mark.long
 def test_mixing_models_needs_a_clear_gain():
     columns, latency = sizes(60)
     predictor = Predictor("auto").fit(columns, latency)

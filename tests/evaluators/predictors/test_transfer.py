@@ -22,6 +22,7 @@ def correlation(a, b):
     return np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]
 
 
+@pytest.mark.long
 def test_ten_samples_are_enough_where_devices_have_much_in_common(fleet):
     samples, known, new = fleet
     transfer = Transfer(samples, known)
