@@ -62,7 +62,8 @@ def misfit(noisy: Tensor, values: Tensor) -> Tensor:
         found = 0.5 * values @ solved + factor.diagonal().log().sum()
         slope = 0.5 * (inverse - torch.outer(solved, solved))
     through: Tensor = (slope * noisy).sum()
-    return through + (found - through.detach())
+    found_with_slope: Tensor = through + (found - through.detach())
+    return found_with_slope
 
 
 class GaussianProcess:
