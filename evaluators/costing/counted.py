@@ -7,16 +7,16 @@ fused kernels run it: scores stay in registers.
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from ..latency.memory import LiveBytes, found_tensors
 
 __all__ = ["Counted", "counted"]
 
@@ -54,15 +54,15 @@ def counted(call: Callable[[], Any]) -> Counted:
     with torch.no_grad(), _Fused(counter), counter:
         kept = call()
     del kept
-    return Counted(**counter.found, peak=float(counter.most))
+    return Counted(**counter.found, peak=float(counter.peak))
 
 
-class _Counter(TorchDispatchMode):                                                      # type: ignore[no-untyped-call]
+class _Counter(LiveBytes):
+    """Counts by kind, beside the bytes that live."""
+
     def __init__(self) -> None:
-        super().__init__()                                                              # type: ignore[no-untyped-call]
+        super().__init__()
         self.found = dict.fromkeys(Counted._fields[:-1], 0.0)
-        self.now = self.most = 0.0
-        self.held: dict[int, Any] = {}
         self.silent = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,10 +71,10 @@ class _Counter(TorchDispatchMode):                                              
         packet = func._overloadpacket
         if self.silent or func.is_view or packet in VIEWS:
             return output
-        given, made = list(tensors_of((args, kwargs))), list(tensors_of(output))
+        given, made = list(found_tensors((args, kwargs))), list(found_tensors(output))
         if packet not in MADE:
             self.moved(given, made)
-        self.living(given, made)
+        self.add(given, made)
         self.work(func, packet, args, kwargs, given, made, output)
         return output
 
@@ -100,21 +100,6 @@ class _Counter(TorchDispatchMode):                                              
         self.found["read"] += sum(_bytes(one) for one in given)
         self.found["written"] += sum(_bytes(one) for one in made)
 
-    def living(self, given: list[Tensor], made: list[Tensor]) -> None:
-        """Storages that operations made, until nobody holds them."""
-        before = {one.untyped_storage()._cdata for one in given}
-        for one in made:
-            storage = one.untyped_storage()
-            key = storage._cdata
-            if key not in before and key not in self.held:
-                self.held[key] = storage.nbytes()
-                weakref.finalize(storage, self.gone, key)
-                self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
-
-    def gone(self, key: int) -> None:
-        self.now -= self.held.pop(key, 0)
-
 
 class _Fused(TorchFunctionMode):
     """Softmax attention as one operation: products of all its pairs, a softmax of them, tensors read and written once."""
@@ -133,26 +118,14 @@ class _Fused(TorchFunctionMode):
             output = func(*args, **kwargs)
         finally:
             counter.silent = held
-        given = list(tensors_of((args, kwargs)))
+        given = list(found_tensors((args, kwargs)))
         query, key, value = given[:3]
         pairs = math.prod(query.shape[:-1]) * key.shape[-2]
         counter.found["products"] += pairs * (query.shape[-1] + value.shape[-1])
         counter.found["elementwise"] += pairs
         counter.moved(given, [output])
-        counter.living(given, [output])
+        counter.add(given, [output])
         return output
-
-
-def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from tensors_of(part)
-    elif isinstance(tree, dict):
-        for part in tree.values():
-            yield from tensors_of(part)
 
 
 def _bytes(one: Tensor) -> int:

@@ -8,7 +8,7 @@ the C library keeps.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .clock import Work
 
-__all__ = ["LiveBytes", "peak_bytes"]
+__all__ = ["LiveBytes", "found_tensors", "peak_bytes"]
 
 
 class LiveBytes(TorchDispatchMode):                                                     # type: ignore[no-untyped-call]
@@ -29,17 +29,21 @@ class LiveBytes(TorchDispatchMode):                                             
         self._held: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {one.untyped_storage()._cdata for one in found_tensors((args, kwargs))}
         output = func(*args, **(kwargs or {}))
-        for one in found_tensors(output):
+        self.add(found_tensors((args, kwargs)), found_tensors(output))
+        return output
+
+    def add(self, given: Iterable[Tensor], made: Iterable[Tensor]) -> None:
+        """Count the storages of what an operation made that are not those of what it was given."""
+        before = {one.untyped_storage()._cdata for one in given}
+        for one in made:
             storage = one.untyped_storage()
             key = storage._cdata
-            if key not in given and key not in self._held:
+            if key not in before and key not in self._held:
                 self._held[key] = storage.nbytes()
                 weakref.finalize(storage, self._gone, key)
                 self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        return output
 
     def _gone(self, key: int) -> None:
         self.now -= self._held.pop(key, 0)
