@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BodyplanError
+from .auxiliary import with_auxiliary
 from .distributed import Group
 from .optim import MaskedOptimizer, Touch, clip_gradients
 from .pieces import Piece, Rows, cut, make_piece, num_targets, part_of, rows_of
@@ -181,8 +182,6 @@ class Trainer:
         """The logits of a piece that is trained, and what comes to its loss beside the task's."""
         if not self.settings.auxiliary:
             return self.forward(piece.module, piece.batch), 0.0
-        from .auxiliary import with_auxiliary
-
         with self.precision.forward(self.device):
             logits, extra = with_auxiliary(piece.module, self.task, piece.batch, self.settings.auxiliary)
         return self.precision.told(logits), extra.float()
@@ -237,7 +236,11 @@ class Trainer:
 def drawn_anew(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """What layers draw in training is a function of (seed, step), and takes nothing from the numbers of others."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"noise {seed} {step}".encode()).digest()[:7], "big"))
+        drawn = int.from_bytes(hashlib.sha256(f"noise {seed} {step}".encode()).digest()[:7], "big")
+        torch.default_generator.manual_seed(drawn)          # torch.manual_seed would also set the other devices, for good
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(drawn)
         yield
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .auxiliary import applying, check_auxiliary
 from .checkpoint import restore, saved
 from .devices import check_device, keep_freed_memory, on_threads
 from .distributed import Group
@@ -83,7 +84,7 @@ def train(model: nn.Module, task: Task, steps: int, strategy: str | TrainingStra
     """
     _check(steps, lr, warmup, accumulate, clip)
     dtype = check_dtype(dtype)
-    extra = _checked(model, auxiliary)
+    extra = check_auxiliary(model, auxiliary)
     keep_freed_memory()
     if device is not None:
         model.to(check_device(device))
@@ -144,21 +145,9 @@ def _trained(model: nn.Module) -> dict[str, Any]:
     return trained
 
 
-def _checked(model: nn.Module, auxiliary: Mapping[str, float] | None) -> dict[str, float]:
-    if not auxiliary:
-        return {}
-    from .auxiliary import check_auxiliary
-
-    return check_auxiliary(model, auxiliary)
-
-
 def held_auxiliary(model: nn.Module, auxiliary: Mapping[str, float]) -> dict[str, float]:
     """Those of the auxiliary losses that a model has layers for."""
-    if not auxiliary:
-        return {}
-    from .auxiliary import applying
-
-    return applying(model.modules(), auxiliary)
+    return applying(model.modules(), auxiliary) if auxiliary else {}
 
 
 def _label(model: nn.Module, strategy: TrainingStrategy) -> str:
