@@ -202,9 +202,12 @@ def profile(device: Annotated[str, typer.Argument(metavar="DEVICE", help="cpu or
                                                       show_default=False)] = None) -> None:
     """Measure operators on a device: prefill and decode, median with a bootstrap interval."""
     from .evaluators.latency import session
-    from .search.launch import load_sweep
 
-    space = None if of is None else load_sweep(of).space
+    space = None
+    if of is not None:
+        from .search.launch import load_sweep
+
+        space = load_sweep(of).space
     asked = session.Asked(device, width, length, batch, phase, dtype, mode, space)
     if roofline:
         for line in session.rooflines(asked):

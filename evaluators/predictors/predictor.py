@@ -218,5 +218,5 @@ def _best_shares(beliefs: list[Belief], logs: Floats) -> Floats:
     best = int(np.argmin(errors.mean(axis=1)))
     gain = first - errors[best]
     if gain.mean() <= gain.std() / len(gain) ** 0.5:
-        best = int(np.argmin([-share[0] for share in grid]))            # the first model alone
+        return np.asarray([1.0, *[0.0] * (len(beliefs) - 1)])
     return np.asarray(grid[best], dtype=np.float64)
