@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .counted import Counted, counted
 from .roofline import Roof, Roofline, measured_roof, roof_of, roofline
-from .workloads import Work, Workload, workload
+from .workloads import OperatorCost, Workload, workload
 
-__all__ = ["Counted", "Roof", "Roofline", "Work", "Workload", "counted", "measured_roof", "roof_of", "roofline", "workload"]
+__all__ = ["Counted", "OperatorCost", "Roof", "Roofline", "Workload", "counted", "measured_roof", "roof_of", "roofline",
+           "workload"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..devices import check_device, device_fingerprint, on_threads
-from .workloads import ITEM_BYTES, Work, Workload, workload
+from .workloads import ITEM_BYTES, OperatorCost, Workload, workload
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
@@ -55,7 +55,7 @@ KNOWN = {
 class Bound:
     """An operator and the least time it can take: of its products at full speed, and of its bytes at full bandwidth."""
 
-    work: Work
+    work: OperatorCost
     compute_ms: float
     memory_ms: float
 

@@ -25,13 +25,13 @@ from .counted import Counted, counted
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
 
-__all__ = ["ITEM_BYTES", "Work", "Workload", "workload"]
+__all__ = ["ITEM_BYTES", "OperatorCost", "Workload", "workload"]
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 MOST = 65_536           # distinct operators that are remembered
 
 
-class Work(NamedTuple):
+class OperatorCost(NamedTuple):
     """One operator of an architecture, all of its `times` runs together, for a whole batch.
 
     macs: multiply-adds of what is asked for. hidden: those that full squares, chunks and padding compute besides, of pairs
@@ -77,7 +77,7 @@ SUMMED = ("macs", "hidden", "transforms", "scans", "elementwise", "weights", "st
 class Group(NamedTuple):
     """The operators of one layer, their places seen from it, with the sums of their columns."""
 
-    rows: tuple[Work, ...]
+    rows: tuple[OperatorCost, ...]
     sums: Mapping[str, float]
     peak: float
 
@@ -93,19 +93,19 @@ class Workload:
     dtype: str
 
     @property
-    def rows(self) -> tuple[Work, ...]:
+    def rows(self) -> tuple[OperatorCost, ...]:
         """The operators in the order they run."""
         return tuple(row._replace(place=f"{place}{row.place}") for place, group in self.groups for row in group.rows)
 
     def total(self, column: str) -> float:
-        """The sum of a column of `Work` over the operators that have it, such as "macs" or "weights"."""
+        """The sum of a column of `OperatorCost` over the operators that have it, such as "macs" or "weights"."""
         if column not in SUMMED:
             raise ValueError(f"a total is of one of {', '.join(SUMMED)}: got {column!r}")
         return sum(group.sums[column] for _, group in self.groups)
 
     @property
     def least(self) -> float:
-        """Bytes that no implementation can do without, see `Work`."""
+        """Bytes that no implementation can do without, see `OperatorCost`."""
         return sum(self.total(column) for column in ("weights", "stream", "state"))
 
     @property
@@ -149,15 +149,16 @@ def _group(part: Any, width: int, length: Length, times: float, phase: str, batc
     return Group(rows, sums, max(peaks, default=0.0))
 
 
-def _row(run: Run, batch: int, item: int) -> Work:
+def _row(run: Run, batch: int, item: int) -> OperatorCost:
     each = _each(run.operator, run.width, run.length, run.phase, batch)
     scaled = [None if value is None else run.times * value for value in each[:5]]
     macs, hidden, transforms, scans, elementwise = scaled
     assert macs is not None
     weights, stream, state, eager, peak = (None if value is None else item * value for value in each[5:])
     assert weights is not None and stream is not None and state is not None
-    return Work(run.place, _label(run.operator), run.times, macs, hidden, transforms, scans, elementwise, run.times * weights,
-                run.times * stream, run.times * state, None if eager is None else run.times * eager, peak)
+    return OperatorCost(run.place, _label(run.operator), run.times, macs, hidden, transforms, scans, elementwise,
+                        run.times * weights, run.times * stream, run.times * state,
+                        None if eager is None else run.times * eager, peak)
 
 
 @lru_cache(maxsize=MOST)
@@ -181,7 +182,8 @@ def _each(config: Any, width: int, length: Length, phase: str, batch: int) -> tu
     kept = 0 if isinstance(config, Macro) else batch * config.state_numel(width, length)
     grows = kept and config.state_numel(width, 2 * length) > config.state_numel(width, length)
     state = kept if grows or not is_decoding else 2 * kept          # a constant state is read and written for every token
-    found = None if isinstance(config, Macro) or kind == "embedding" else _counts(config, width, length, phase, batch)
+    is_alone = not isinstance(config, Macro) and kind != "embedding" and (kind != "head" or own)     # not a tied head
+    found = _counts(config, width, length, phase, batch) if is_alone else None
     if found is None:
         return macs, None, None, None, None, weights, stream, state, None, None
     hidden = max(0.0, found.products + found.transforms / 2 - macs)
@@ -192,13 +194,13 @@ def _each(config: Any, width: int, length: Length, phase: str, batch: int) -> tu
 def _counts(config: Operator, width: int, length: Length, phase: str, batch: int) -> Counted | None:
     """What one run does on the meta device, or on random numbers where these decide what runs, as with sparse experts; None
     where the operator does not run alone."""
-    if config.cross or getattr(config, "reads_shared", False):
+    if config.cross or getattr(config, "reads_shared", False) or getattr(config, "reads_condition", False):
         return None
     try:
         return _ran(config, width, length, phase, batch, torch.device("meta"))
     except NotImplementedError:
         return _ran(config, width, length, phase, batch, torch.device("cpu"))
-    except (TypeError, ValueError):                 # it reads a condition, or is for shorter sequences
+    except ValueError:                              # it is for shorter sequences
         return None
 
 
