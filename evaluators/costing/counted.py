@@ -57,7 +57,7 @@ def counted(call: Callable[[], Any]) -> Counted:
     return Counted(**counter.found, peak=float(counter.peak))
 
 
-class _Counter(LiveBytes):
+class _Counter(LiveBytes):                                                             # type: ignore[no-untyped-call]
     """Counts by kind, beside the bytes that live."""
 
     def __init__(self) -> None:
