@@ -4,9 +4,9 @@
     python -m bodyplan.experiments.device_study --out runs/device_study --report
 
 Networks of the design page's space at 256 tokens, batch 1, one thread: a prefill, and one more token. `--twice` of them are
-measured in two further processes, in other orders; the rest of the study fits predictors on half of the candidates and
-compares them with what was measured of the other half. Measurements are profiles, one per process and phase; the same
-command makes those that are missing. The second command prints the study from them.
+measured in two further processes, in other orders, all in rounds; the rest of the study fits predictors on half of the
+candidates and compares them with what was measured of the other half. Measurements are profiles, one per process and phase;
+the same command makes those that are missing. The second command prints the study from them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,32 @@ PHASES = ("prefill", "decode")
 RUNS = ("first", "second", "all")
 NEAR = 0.1          # of the measured value: what counts as near
 SPLITS = 3
+ROUNDS = 3          # each measures every network once, minutes apart from the others; their median counts
+BUDGET_MS = 100.0   # of repeats in a round: twice what a sweep takes for a candidate
 
 
 def measure(out: Path, device: str, numbers: Sequence[int], run: str) -> None:
-    """Measure the architectures of these numbers, in an order of the run's own, where its profiles are missing."""
-    order = list(numbers)
-    random.Random(run).shuffle(order)
-    space = design_space()
+    """Measure the architectures of these numbers in rounds, each in an order of its own, where the run's profiles are
+    missing."""
+    space, rng = design_space(), random.Random(run)
     for phase in PHASES:
-        path = out / f"{run}_{phase}.json"
-        if not path.exists():
-            under = Conditions(length=LENGTH, phase=phase)
-            profile_models([space.sample(number) for number in order], device, under, f"device_study, {run}").save(path)
+        path, rounds = out / f"{run}_{phase}.json", []
+        under = Conditions(length=LENGTH, phase=phase, budget_ms=BUDGET_MS)
+        while not path.exists() and len(rounds) < ROUNDS:
+            order = rng.sample(list(numbers), len(numbers))
+            rounds.append(profile_models([space.sample(number) for number in order], device, under, f"device_study, {run}"))
+        if rounds:
+            rounds[0].merge(*rounds[1:]).save(path)
+
+
+def middles(profile: Profile) -> dict[str, dict[str, Any]]:
+    """By hash: the genome, the median over the rounds, that of the clock's times, and how many rounds were noisy."""
+    rows: dict[str, list[Any]] = {}
+    for row in profile.models:
+        rows.setdefault(row["hash"], []).append(row)
+    return {name: {"genome": some[0]["genome"], "ms": float(np.median([row["median_ms"] for row in some])),
+                   "clock_ms": float(np.median([row.get("clock_ms", row["median_ms"]) for row in some])),
+                   "noisy": sum(bool(row.get("noisy")) for row in some)} for name, some in rows.items()}
 
 
 def report(out: Path, model: Any = "auto") -> dict[str, Any]:
@@ -58,7 +72,7 @@ def report(out: Path, model: Any = "auto") -> dict[str, Any]:
         runs = {run: Profile.load(path) for run in RUNS if (path := out / f"{run}_{phase}.json").is_file()}
         for profile in runs.values():
             every = profile if every is None else every.merge(profile)
-        times = {run: {row["hash"]: row for row in profile.models} for run, profile in runs.items()}
+        times = {run: middles(profile) for run, profile in runs.items()}
         found[phase] = {**_repeated(times), **_predicted(times.get("all", {}), model)}
     if every is None:
         raise ValueError(f"a report needs measurements: got none in {out}; run the study first")
@@ -74,10 +88,12 @@ def _repeated(times: dict[str, dict[str, Any]]) -> dict[str, Any]:
     both = sorted(first.keys() & second.keys())
     if len(both) < 3:
         return {}
-    one, two = (np.array([run[each]["median_ms"] for each in both]) for run in (first, second))
+    one, two = (np.array([run[each]["ms"] for each in both]) for run in (first, second))
+    clocked = spearmanr(*([run[each]["clock_ms"] for each in both] for run in (first, second))).statistic
     change = np.abs(two / one - 1)
     return {"measured twice": len(both), "spearman": float(spearmanr(one, two).statistic),
-            "median change": float(np.median(change)), "largest change": float(change.max())}
+            "spearman by the clock": float(clocked), "median change": float(np.median(change)),
+            "largest change": float(change.max())}
 
 
 def _predicted(rows: dict[str, Any], model: Any) -> dict[str, Any]:
@@ -86,7 +102,7 @@ def _predicted(rows: dict[str, Any], model: Any) -> dict[str, Any]:
         return {}
     space = design_space()
     table = features([space.architecture(Genome.from_json(row["genome"])) for row in rows.values()], LENGTH)
-    values = np.array([row["median_ms"] for row in rows.values()])
+    values = np.array([row["ms"] for row in rows.values()])
     near, held, error = [], [], []
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(values))
@@ -97,7 +113,7 @@ def _predicted(rows: dict[str, Any], model: Any) -> dict[str, Any]:
         error.append(float(apart.mean()))
         held.append(float(((found.low <= values[test]) & (values[test] <= found.high)).mean()))
     return {"candidates": len(values), "fitted on": len(values) // 2,
-            "noisy": sum(bool(row.get("noisy")) for row in rows.values()),
+            "noisy": sum(row["noisy"] for row in rows.values()),
             "within 10 %": [float(np.mean(near)), min(near), max(near)],
             "held by 90 % intervals": [float(np.mean(held)), min(held), max(held)], "mean error": float(np.mean(error))}
 

@@ -3,6 +3,7 @@
     probe      latency(), the objective, and the probe behind it
     work       phases and modes: what exactly is timed, on which inputs
     clock      warm-up and repeats; the clock of a CPU, the events of a GPU
+    reference  a fixed piece of work timed beside, since a machine's speed moves
     spread     what the times say: median, interval, outliers, noise
     memory     peak bytes of a call; energy: millijoules, where there is a counter
     operators  every operator measured alone; runner: cases under conditions, on torch alone

@@ -12,7 +12,7 @@ from ..devices import check_device, device_fingerprint, identity
 from .operators import EXAMPLES, case_of
 from .probe import LatencyProbe
 from .profile import Profile
-from .runner import Conditions, check_under, conditions_row, numbers, profile_document
+from .runner import Conditions, check_under, conditions_row, numbers, profile_document, session_row
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
@@ -70,6 +70,4 @@ def profile_models(architectures: Iterable[Architecture], device: str = "cpu", u
                      **conditions, "session": 0, **numbers(found)})
         if told is not None:
             told(f"{architecture.hash[:12]}: {found.median_ms:.4g} ms, {found.note}")
-    session = {"started": started, "command": command, "budget_ms": under.budget_ms, "fingerprint": fingerprint,
-               "load_after": device_fingerprint("cpu").get("load")}
-    return Profile(identity(fingerprint), [session], [], rows)
+    return Profile(identity(fingerprint), [session_row(started, command, under, fingerprint)], [], rows)

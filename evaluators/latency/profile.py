@@ -2,9 +2,11 @@
 
     {"schema": "bodyplan.profile", "schema_version": 1,
      "device":    {"kind", "name", "cores", "machine"}: numbers of two of these never mix,
-     "sessions":  [{"started", "command", "budget_ms", "fingerprint", "load_after"}]: the machine at each measuring,
+     "sessions":  [{"started", "command", "budget_ms", "fingerprint", "load_after", "reference_ms"}]: the machine at each
+                    measuring, and at which speed its times are (see reference.py),
      "operators": [{"operator", "width", "batch", "length", "phase", "dtype", "mode", "threads", "session",
-                    "median_ms", "low_ms", "high_ms", "repeats", "outliers", ..., "peak_bytes", "energy_mj"}],
+                    "median_ms", "low_ms", "high_ms", "repeats", "outliers", ..., "clock_ms", "speed", "peak_bytes",
+                    "energy_mj"}],
      "models":    [{"hash", "genome", "features", and the conditions and numbers of an operator's row}],
      "failures":  [{conditions, "reason"}]}
 

@@ -18,6 +18,7 @@ from ..devices import check_device, device_fingerprint, identity, machine_share,
 from .clock import measured
 from .energy import energy_mj
 from .memory import peak_bytes
+from .reference import reference_for
 from .spread import Measurement, quietest
 from .work import DTYPES, check_conditions, placed, rotated, work_of
 
@@ -133,10 +134,18 @@ def profile_document(cases: Sequence[Case], conditions: Iterable[Conditions], de
                 if told is not None:
                     told(f"{case.operator} width {case.width}, {under.length} tokens, {under.phase}: "
                          f"{found.median_ms:.4g} ms, {found.note}")
-    session = {"started": started.isoformat(timespec="seconds"), "command": command, "budget_ms": _budget(conditions),
-               "fingerprint": fingerprint, "load_after": device_fingerprint("cpu").get("load")}
+    session = session_row(started.isoformat(timespec="seconds"), command, conditions[0], fingerprint)
     return {"schema": PROFILE_SCHEMA, "schema_version": PROFILE_VERSION, "device": identity(fingerprint),
             "sessions": [session], "operators": rows, "models": [], "failures": failures}
+
+
+def session_row(started: str, command: str, under: Conditions, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What a profile says of one measuring, at its end. reference_ms: at which speed its times are, where it was watched."""
+    found = {"started": started, "command": command, "budget_ms": under.budget_ms, "fingerprint": fingerprint,
+             "load_after": device_fingerprint("cpu").get("load")}
+    with on_threads(under.threads):
+        reference = reference_for(torch.device(fingerprint["kind"]))
+    return found if reference is None else {**found, "reference_ms": reference.usual_ms}
 
 
 def conditions_row(under: Conditions) -> dict[str, Any]:
@@ -148,10 +157,6 @@ def numbers(found: Measurement) -> dict[str, Any]:
     """A measurement as JSON, six digits of each number; what the machine could not tell is left out."""
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(found).items()
             if value is not None and (key != "noisy" or value)}
-
-
-def _budget(conditions: Iterable[Conditions]) -> float | None:
-    return next((under.budget_ms for under in conditions), None)
 
 
 def _sides(tokens: int) -> tuple[int, int]:

@@ -24,6 +24,9 @@ LEAST_FENCE = 0.05
 class Measurement:
     """One measured number: milliseconds, `low` to `high` the bootstrap 95 % interval of the median.
 
+    speed: of the machine while it measured, as a share of its usual one, where that was watched; all times but clock_ms
+    are then those of the usual speed, and clock_ms is the median by the clock.
+
     warmup: calls before the clock counted. settled: whether the times had stopped falling when it began. outliers: how
     many of `repeats` lay far off; they are part of the median. slowest_ms: the longest. drift: by which share the median
     of the second half differs from that of the first. noisy: what is wrong, in words, empty on a quiet machine. attempts:
@@ -44,6 +47,8 @@ class Measurement:
     attempts: int = 1
     peak_bytes: int | None = None
     energy_mj: float | None = None
+    clock_ms: float | None = None
+    speed: float | None = None
 
     @property
     def note(self) -> str:
@@ -53,6 +58,8 @@ class Measurement:
             parts.append(f"{self.outliers} outliers, up to {self.slowest_ms:.3g} ms")
         if self.attempts > 1:
             parts.append(f"the quietest of {self.attempts} attempts")
+        if self.speed is not None:
+            parts.append(f"at usual speed; the machine ran at {self.speed:.2f} of it: {self.clock_ms:.4g} ms by the clock")
         return "; ".join([*parts, f"noisy: {self.noisy}"] if self.noisy else parts)
 
 
