@@ -48,7 +48,7 @@ def report_page(results: Results) -> str:
              figure(hypervolume_figure(results), "hypervolume")]
     if results.last("fidelity"):
         parts += [figure(fidelity_figure(results), "fidelity"), _fidelity(results)]
-    parts += [_failures(results), _space(results), _method(results)]
+    parts += [_predictions(results), _failures(results), _space(results), _method(results)]
     return page(f"{results.name}: report", parts)
 
 
@@ -77,6 +77,8 @@ def _tiles(results: Results) -> str:
     if fidelity:
         tiles.append((f"{fidelity['tau']:.2f}", f"Kendall tau [{fidelity['low']:.2f}, {fidelity['high']:.2f}], "
                       f"{fidelity['count']} candidates"))
+    if results.predictions:
+        tiles.append((str(sum(bool(trial.predicted) for trial in results.complete)), "of them predicted, not measured"))
     cells = "".join(f"<div class='tile'><b>{html.escape(value)}</b><span class='muted small'>{html.escape(name)}"
                     "</span></div>" for value, name in tiles)
     return f"<div class='tiles'>{cells}</div>"
@@ -160,6 +162,12 @@ def _numbers(trials: list[Trial], most: int = 8) -> str:
 def _traceback(trial: Trial) -> str:
     text = (trial.failure or {}).get("traceback") or ""
     return f"<details><summary>#{trial.number}</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+
+
+def _predictions(results: Results) -> str:
+    """What the predictor did; nothing without one."""
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in results.predictions)
+    return section("Measured and predicted", lines) if lines else ""
 
 
 def _space(results: Results) -> str:

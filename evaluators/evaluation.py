@@ -20,6 +20,8 @@ from .calibration import calibrate
 from .devices import check_device, on_threads
 from .objectives import Estimate, HeldOutMetric, Objective, resolve
 from .precision import check_dtype, check_precision
+from .predictors.deciding import place
+from .subject import Subject
 from .training import held_auxiliary, train
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ class Evaluator:
         score       every objective. The module is extracted from the supernet where there are weights, its batch
                     statistics measured anew on training data; else trained alone from `job.seed` for
                     `fidelity["steps"]`, starting from the weights of `fidelity["parent"]` if it names one; else,
-                    without steps or task, built untrained.
+                    without steps or task, built untrained. With `fidelity["surrogate"]`, {"guesses": (value, low, high)
+                    by objective, "front": as `predictors.deciding.place` takes it}, the guessed ones are evaluated only
+                    where that leaves the candidate's place open; "extra" says which were "predicted", and the "guesses"
+                    that were put to the test.
+        measure     the objectives that `fidelity["measure"]` names, of the module that "score" would judge.
         standalone  {"loss": validation metric} after training alone from `job.seed` for `fidelity["steps"]`;
                     "extra" holds the test metric too.
         test        {"loss": test metric} of the module that "score" would judge, or of the weights in the file
@@ -105,7 +111,7 @@ class Evaluator:
     def run(self, job: Job) -> dict[str, Any]:
         """Evaluate one candidate. Raises ValueError for a kind or a fidelity it does not know."""
         kinds: dict[str, Callable[[Job, Architecture], dict[str, Any]]] = {
-            "score": self._score, "standalone": self._standalone, "test": self._test}
+            "score": self._score, "measure": self._measure, "standalone": self._standalone, "test": self._test}
         if job.kind not in kinds:
             raise ValueError(f"kind of a job must be one of {', '.join(kinds)}: got {job.kind!r}")
         architecture = self.space.architecture(job.genome)
@@ -114,20 +120,34 @@ class Evaluator:
         return {"intervals": {}, **answer, "extra": {**_sizes(architecture), **answer.get("extra", {})}}
 
     def _score(self, job: Job, architecture: Architecture) -> dict[str, Any]:
-        needs_module = any(objective.needs == "model" for objective in self.objectives)
-        module = self._module(job, architecture) if needs_module else None
-        values, intervals, notes = {}, {}, {}
+        surrogate = job.fidelity.get("surrogate") or {"guesses": {}, "front": []}
+        left = dict(surrogate["guesses"])
+        subject = Subject(architecture, lambda: self._module(job, architecture))
         for objective in self.objectives:
-            answer = _evaluate(objective, architecture, module)
-            if isinstance(answer, Estimate):
-                intervals[objective.name] = [float(answer.low), float(answer.high)]
-                notes[objective.name] = answer.note
-                answer = answer.value
-            values[objective.name] = float(answer)
-        extra: dict[str, Any] = {"notes": notes} if notes else {}
+            if objective.name not in left:
+                subject.judge(objective)
+        for objective in self.objectives:
+            if objective.name in left and place(subject.values, left, self.objectives, surrogate["front"]) == "open":
+                del left[objective.name]
+                subject.judge(objective)
+        for name, (value, low, high) in left.items():
+            subject.take(name, Estimate(value, low, high, "predicted, not measured"))
+        answer = subject.answer([objective.name for objective in self.objectives])
+        if left:
+            answer["extra"]["predicted"] = sorted(left)
+        if tested := {name: guess for name, guess in surrogate["guesses"].items() if name not in left}:
+            answer["extra"]["guesses"] = tested
         if "parent" in job.fidelity:
-            extra["parent"] = job.fidelity["parent"]["number"]
-        return {"objectives": values, "intervals": intervals, "extra": extra}
+            answer["extra"]["parent"] = job.fidelity["parent"]["number"]
+        return answer
+
+    def _measure(self, job: Job, architecture: Architecture) -> dict[str, Any]:
+        subject = Subject(architecture, lambda: self._module(job, architecture))
+        names = list(job.fidelity["measure"])
+        for objective in self.objectives:
+            if objective.name in names:
+                subject.judge(objective)
+        return subject.answer(names)
 
     def _standalone(self, job: Job, architecture: Architecture) -> dict[str, Any]:
         task = self._needed_task(job)
@@ -197,19 +217,6 @@ def _in_precision(objective: Objective, dtype: str | None) -> Objective:
     if dtype is None or not isinstance(objective.evaluate, HeldOutMetric):
         return objective
     return replace(objective, evaluate=replace(objective.evaluate, dtype=dtype))
-
-
-def _evaluate(objective: Objective, architecture: Architecture, module: nn.Module | None) -> Estimate | float:
-    assert objective.evaluate is not None
-    inputs = (architecture,) if objective.needs == "architecture" else (architecture, module)
-    answer = objective.evaluate(*inputs)
-    if isinstance(answer, Estimate):
-        return answer
-    try:
-        return float(answer)
-    except (TypeError, ValueError) as wrong:
-        raise TypeError(f"an objective returns a number or an Estimate at {objective.name!r}: got "
-                        f"{answer!r}") from wrong
 
 
 def _sizes(architecture: Architecture) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..space.counting.counting import NotCountable
 from .front import Criterion
 from .placement import DEFAULTS, told
 from .strategies.base import describe
+from .surrogates import described
 
 if TYPE_CHECKING:
     from ..space.space import Space
@@ -48,7 +49,8 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "retrain": sweep.retrain, "fidelity_sample": sweep.fidelity_sample, "fidelity": sweep.fidelity,
         "executor": sweep.executor_name, "workers": sweep.workers, "order": sweep.order,
         "in_flight": sweep.in_flight, "initial": [genome.to_json() for genome in sweep.initial],
-        **told(sweep), "source": sweep.source, "versions": _versions(), "platform": platform.platform(),
+        **told(sweep), "predictor": described(sweep.predictor),
+        "source": sweep.source, "versions": _versions(), "platform": platform.platform(),
     }
 
 

@@ -11,6 +11,7 @@ Events carry a kind, a stream and a JSON body; nothing is ever updated or delete
                 the trials whose weights they start from): proposed candidates
     result      number, state, values, intervals, failure, seconds, seed, worker, extra: a candidate was evaluated
     tell        asks: indices (in the stream's order of asking) whose results the strategy was given
+    measured    a front member whose predicted objectives were measured after all: number, state, values, intervals
     twin        the random twin began: trials, expected_seconds
     standalone  a candidate trained on its own: number, state, values, seconds, steps, ...
     fidelity    how inherited scores rank beside standalone ones: tau, Spearman, regret, proxies, ceiling, numbers, steps
@@ -86,6 +87,16 @@ class Trial:
     labels: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     initial: bool = False
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The objectives of which only a prediction is known."""
+        return tuple(self.extra.get("predicted") or ())
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether a predictor left it out, untried."""
+        return "screened" in self.extra
 
     @property
     def short(self) -> str:
@@ -215,6 +226,9 @@ class Journal:
         elif event.kind == "result":
             key = (event.stream, event.body["number"])
             self._trials[key] = _finished(self._trials[key], event)
+        elif event.kind == "measured" and event.body["state"] == "complete":
+            key = (event.stream, event.body["number"])
+            self._trials[key] = _measured(self._trials[key], event.body)
 
     def close(self) -> None:
         """Close the file and let another process write. Harmless when closed already."""
@@ -279,6 +293,16 @@ def _finished(trial: Trial, event: Event) -> Trial:
     return replace(trial, state=body["state"], values=body.get("values") or {}, intervals=intervals,
                    failure=body.get("failure"), seconds=body.get("seconds") or 0.0, seed=body.get("seed"),
                    finished=event.time, extra=body.get("extra") or {})
+
+
+def _measured(trial: Trial, body: Mapping[str, Any]) -> Trial:
+    """The trial with what was measured in place of what was predicted."""
+    extra = {**trial.extra, "notes": {**trial.extra.get("notes", {}), **body["extra"].get("notes", {})}}
+    extra["guesses"] = {**extra.get("guesses", {}), **{name: [trial.values[name], *trial.intervals[name]]
+                                                       for name in body["values"] if name in trial.intervals}}
+    extra["predicted"] = [name for name in extra.get("predicted", ()) if name not in body["values"]]
+    intervals = {**trial.intervals, **{name: (low, high) for name, (low, high) in body["intervals"].items()}}
+    return replace(trial, values={**trial.values, **body["values"]}, intervals=intervals, extra=extra)
 
 
 def check_free(final: Path) -> None:

@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..space.genome import Genome
 from .dispatch import Dispatcher
-from .executors.base import Job, Outcome
+from .executors.base import Failure, Job, Outcome
 from .front import Criterion
 from .journal import Journal
 from .kinship import inheriting, nearest
 from .resume import Ledger, Proposal
 from .seeds import evaluation_seed
 from .strategies.base import Strategy
+from .surrogates import Surrogates
 
 if TYPE_CHECKING:
     from ..space.space import Space
 
 __all__ = ["Budget", "Cache", "Loop", "result_body", "saving"]
 
-_STALE = 500  # proposals in a row that were all known before the space counts as exhausted
+_STALE = 500  # proposals in a row that were all known, or not worth a try, before the space counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Loop:
 
     def __init__(self, space: Space, journal: Journal, ledger: Ledger, strategy: Strategy, dispatcher: Dispatcher,
                  cache: Cache, *, seed: int, fidelity: Mapping[str, Any], order: str, in_flight: int,
-                 weights_folder: Path | None = None, inherit: bool = False,
+                 weights_folder: Path | None = None, inherit: bool = False, surrogates: Surrogates | None = None,
                  watch: Callable[[int], None] = lambda number: None):
         self.space, self.journal, self.ledger, self.strategy = space, journal, ledger, strategy
-        self.dispatcher, self.cache, self.watch = dispatcher, cache, watch
+        self.dispatcher, self.cache, self.watch, self.surrogates = dispatcher, cache, watch, surrogates
         self.seed, self.fidelity, self.weights_folder, self.inherit = seed, dict(fidelity), weights_folder, inherit
         self.in_order, self.in_flight = order == "ask", in_flight
         self._next_number = max((trial.number for trial in journal.trials()), default=-1) + 1
@@ -104,13 +105,13 @@ class Loop:
 
     def _has_room(self, budget: Budget) -> bool:
         return (not self.is_exhausted and len(self.ledger.untold) < self.in_flight
-                and budget.allows(self.ledger.num_new))
+                and budget.allows(self.ledger.num_tried))
 
     def _ask(self) -> None:
         genomes = self.strategy.ask(1)
-        before = self.ledger.num_new
+        before = self.ledger.num_tried
         self._propose(genomes, {"n": 1})
-        self._stale = 0 if self.ledger.num_new > before else self._stale + 1
+        self._stale = 0 if self.ledger.num_tried > before else self._stale + 1
         self.is_exhausted = not genomes or self._stale >= _STALE
 
     def _propose(self, genomes: Sequence[Genome], body: dict[str, Any]) -> None:
@@ -145,15 +146,30 @@ class Loop:
             self._finish(proposal, {**known, "number": proposal.number, "seconds": 0.0, "cached": True})
             return
         seed = evaluation_seed(self.seed, proposal.genome, self.fidelity)
-        self.dispatcher.add(proposal, Job(proposal.number, "score", proposal.genome, seed,
-                                          {**self.fidelity, **saving(self.weights_folder, proposal.hash),
-                                           **inheriting(self.weights_folder, proposal, self.ledger)}))
+        job = Job(proposal.number, "score", proposal.genome, seed,
+                  {**self.fidelity, **saving(self.weights_folder, proposal.hash),
+                   **inheriting(self.weights_folder, proposal, self.ledger)})
+        if self.surrogates is not None:
+            guesses = self.surrogates.guesses(proposal.genome)
+            if (reason := self.surrogates.screened(guesses)) is not None:
+                self._leave_out(proposal, job, reason, guesses)
+                return
+            job = replace(job, fidelity={**job.fidelity, **self.surrogates.task(guesses)})
+        self.dispatcher.add(proposal, job)
 
     def _record(self, key: Hashable, job: Job, outcome: Outcome) -> None:
         assert isinstance(key, Proposal)
         body = {"number": key.number, **result_body(job, outcome, self.ledger.objectives), "fidelity": self.fidelity}
         self.cache.put(key.hash, body)
+        if self.surrogates is not None:
+            self.surrogates.learn(key.genome, body)
         self._finish(key, body)
+
+    def _leave_out(self, proposal: Proposal, job: Job, reason: str, guesses: Mapping[str, Any]) -> None:
+        """The result of a candidate that nobody tried, since it is predicted to break a bound."""
+        outcome = Outcome(job.id, None, Failure(reason), 0.0, "predictor")
+        self._finish(proposal, {"number": proposal.number, **result_body(job, outcome, self.ledger.objectives),
+                                "fidelity": self.fidelity, "extra": {"screened": dict(guesses)}})
 
     def _finish(self, proposal: Proposal, body: Mapping[str, Any]) -> None:
         self.journal.append("result", body, self.ledger.stream)

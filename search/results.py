@@ -21,6 +21,7 @@ from ..registry import Registry
 from . import pareto
 from .front import Criterion, Front, is_feasible
 from .journal import Event, Journal, Trial
+from .surrogates import is_measured
 
 __all__ = ["Results", "common_decisions", "fold_layers", "pages", "show", "shown_path"]
 
@@ -32,7 +33,7 @@ pages.register("pareto.html", "bodyplan.dashboards.report:pareto_page")
 pages.register("hypervolume.html", "bodyplan.dashboards.report:hypervolume_page")
 pages.register("report.html", "bodyplan.dashboards.report:report_page")
 
-_TRIAL_KINDS = ("ask", "result", "tell", "probe")
+_TRIAL_KINDS = ("ask", "result", "tell", "probe", "measured")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,20 @@ class Results:
 
     @property
     def failed(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state == "failed"]
+        """Trials that were evaluated and have no values."""
+        return [trial for trial in self.trials if trial.state == "failed" and not trial.is_screened]
+
+    @property
+    def screened(self) -> list[Trial]:
+        """Candidates that a predictor left out, untried."""
+        return [trial for trial in self.trials if trial.is_screened]
+
+    @property
+    def predictions(self) -> list[str]:
+        """What a sweep's predictor did, a line for each measured objective; none without one."""
+        if not self.definition.get("predictor"):
+            return []
+        return [_prediction(o, self.complete, len(self.screened)) for o in self.objectives if is_measured(o)]
 
     @property
     def baselines(self) -> list[Trial]:
@@ -211,6 +225,20 @@ def shown_path(path: Path) -> str:
     """A path as one would type it: relative when it lies under the working directory, quoted where needed."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path != here and path.is_relative_to(here) else path))
+
+
+def _prediction(objective: Criterion, complete: Sequence[Trial], screened: int) -> str:
+    name = objective.name
+    predicted = sum(name in trial.predicted for trial in complete)
+    tested = [(trial.values[name], trial.extra["guesses"][name]) for trial in complete
+              if name not in trial.predicted and name in trial.extra.get("guesses", {})]
+    line = (f"{objective.label}: {len(complete) - predicted} measured, {predicted} predicted and clear of the front"
+            + (f", {screened} not tried for a bound they were predicted to break" if screened else ""))
+    if not tested:
+        return line
+    held = sum(low <= value <= high for value, (_, low, high) in tested)
+    error = float(np.median([abs(guess / value - 1) for value, (guess, _, _) in tested]))
+    return line + f"; of {len(tested)} predictions put to the test {held} held in their intervals, median error {error:.1%}"
 
 
 def _counted(labels: Sequence[str]) -> Iterator[str]:

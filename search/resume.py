@@ -16,7 +16,7 @@ from .front import Criterion
 from .journal import Event, Journal
 from .strategies.base import Strategy, Told
 
-__all__ = ["Ledger", "Proposal", "replay", "seconds_spent", "violation"]
+__all__ = ["Ledger", "Proposal", "is_screened", "replay", "seconds_spent", "violation"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class Ledger:
         """Trials asked for so far: distinct architectures."""
         return len(self.number_of)
 
+    @property
+    def num_tried(self) -> int:
+        """Those of them that were evaluated or will be: all but what a predictor left out."""
+        return self.num_new - sum(is_screened(body) for body in self.results.values())
+
     def pending(self) -> list[Proposal]:
         """New proposals without a result: what a resume evaluates first."""
         return [proposal for proposal in self.proposals if proposal.new and proposal.number not in self.results]
@@ -91,6 +96,11 @@ class Ledger:
             return None
         values = result["values"] if result["state"] == "complete" else None
         return Told(proposal.genome, values, violation(values, self.objectives))
+
+
+def is_screened(body: Mapping[str, Any]) -> bool:
+    """Whether a result is that of a candidate which a predictor left out, untried."""
+    return "screened" in (body.get("extra") or {})
 
 
 def violation(values: Mapping[str, float] | None, objectives: Sequence[Criterion]) -> float:

@@ -211,6 +211,8 @@ class Runs:
         self._log_volumes(results.volumes(results.trials))
         twin, fidelity = results.volumes(results.twin), results.last("fidelity") or {}
         numbers = {"front_size": len(results.front), "evaluated": len(results.complete), "failed": len(results.failed),
+                   "predicted": sum(bool(t.predicted) for t in results.complete) if results.predictions else None,
+                   "not_tried": len(results.screened) if results.predictions else None,
                    "twin_hypervolume": twin[-1] if twin else None, "kendall_tau": fidelity.get("tau"),
                    "kendall_tau_low": fidelity.get("low"), "kendall_tau_high": fidelity.get("high")}
         numbers |= _fidelity_numbers(fidelity)
@@ -327,7 +329,7 @@ def _note(results: Results) -> str:
     """The parent's description in Markdown: the front, and what to type to export each row."""
     head = ["trial", *(o.label for o in results.objectives), "export"]
     lines = [f"**{len(results.front)} candidates on the Pareto front** of {len(results.complete)} evaluated, "
-             f"{len(results.failed)} failed.", "", _line(head), _line(["---"] * len(head))]
+             f"{len(results.failed)} failed.", *results.predictions, "", _line(head), _line(["---"] * len(head))]
     for point in results.front:
         line = _line([_name(point, results), *(_measured(point, o) for o in results.objectives),
                       f"`{results.export_command(point)}`"])

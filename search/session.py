@@ -23,6 +23,7 @@ from .origin import SweepOrigin
 from .progress import Reporter
 from .resume import Ledger, seconds_spent
 from .seeds import evaluation_seed
+from .surrogates import Surrogates
 
 if TYPE_CHECKING:
     from .sweep import Sweep
@@ -51,6 +52,8 @@ class Session:
         self.cache = Cache()
         self.origin = SweepOrigin.of(sweep)
         self.weights: Mapping[str, Any] | None = None      # of the supernet, once it is trained
+        self.surrogates = (None if sweep.predictor is None
+                           else Surrogates(sweep.space, sweep.objectives, sweep.predictor, journal))
         self.began = time.monotonic() - seconds_spent(journal)
         self._exits = ExitStack()
 
@@ -99,7 +102,8 @@ class Session:
     def evaluate(self, event: str, kind: str, fidelity: Mapping[str, Any], subjects: Sequence[Subject],
                  needed: Sequence[Criterion], name: str,
                  folder: Path | None = None, replicate: int = 0,
-                 trained: Path | None = None) -> dict[int, Mapping[str, Any]]:
+                 trained: Path | None = None, stream: str = "search",
+                 again: bool = False) -> dict[int, Mapping[str, Any]]:
         """Jobs of one kind for some candidates, each result an event; what the journal holds is not done again.
 
         Args:
@@ -110,6 +114,8 @@ class Session:
             folder: where to keep the weights of those trained alone, `<hash>.safetensors`.
             replicate: the number of the repetition, with a seed of its own.
             trained: where the weights of these candidates are, so that none is trained.
+            stream: which the events belong to.
+            again: whether those that failed in an earlier run are tried again.
 
         Returns:
             The results' bodies by candidate number, failed ones included.
@@ -117,7 +123,8 @@ class Session:
         wanted = {subject.number: subject for subject in subjects}
         done: dict[int, Mapping[str, Any]] = {
             body["number"]: body for body in (e.body for e in self.journal.events(event))
-            if body["number"] in wanted and body["fidelity"] == fidelity and body["replicate"] == replicate}
+            if body["number"] in wanted and body["fidelity"] == fidelity and body["replicate"] == replicate
+            and not (again and body["state"] == "failed")}
         jobs = [(subject, self._job(kind, subject, fidelity, {**saving(folder, subject.hash, "save"),
                                                               **saving(trained, subject.hash, "trained")}, replicate))
                 for subject in subjects if subject.number not in done]
@@ -128,7 +135,7 @@ class Session:
             assert isinstance(subject, Subject)
             body = {"number": subject.number, "hash": subject.hash, "genome": subject.genome.to_json(),
                     **result_body(job, outcome, needed), "fidelity": dict(fidelity)}
-            self.journal.append(event, body)
+            self.journal.append(event, body, stream)
             done[subject.number] = body
             self.reporter.advance(len(done))
         self.reporter.end()

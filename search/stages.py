@@ -22,7 +22,7 @@ from .origin import SUPERNET_FILE, WEIGHTS_FOLDER
 from .pareto import reference_point
 from .placement import supernet_threads, told
 from .progress import duration
-from .resume import Ledger, replay
+from .resume import Ledger, is_screened, replay
 from .session import Session, Subject
 from .strategies.base import Strategy
 from .strategies.random import Random
@@ -44,6 +44,7 @@ def run_stages(session: Session) -> Front:
     fix_reference(session)
     search(session)
     run_twin(session)
+    measure_front(session)
     train_alone(session)
     measure_test(session)
     return conclude(session)
@@ -156,7 +157,7 @@ def run_twin(session: Session) -> None:
     """Random search with as many trials as the search made; what both meet is evaluated once."""
     if not session.sweep.twin:
         return
-    trials = session.ledger("search").num_new
+    trials = session.ledger("search").num_tried
     if session.journal.last("twin", "twin") is None:
         expected = trials * _mean_seconds(session) / max(1, session.executor.capacity)
         session.journal.append("twin", {"trials": trials, "expected_seconds": expected}, "twin")
@@ -174,16 +175,22 @@ def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, bu
     sweep = session.sweep
     strategy.start(sweep.space, sweep.objectives, seed)
     ledger = replay(session.journal, stream, strategy, session.objectives)
-    if not ledger.untold and not budget.allows(ledger.num_new):
+    if not ledger.untold and not budget.allows(ledger.num_tried):
         return
     loop = Loop(sweep.space, session.journal, ledger, strategy, session.dispatcher, session.cache, seed=sweep.seed,
                 fidelity=sweep.fidelity, order=sweep.order, in_flight=sweep.in_flight,
-                weights_folder=sweep.weights_folder, inherit=sweep.inherit, watch=_Watch(session, stream, ledger))
-    session.reporter.begin(stream, budget.trials, len(ledger.results), budget.deadline)
+                weights_folder=sweep.weights_folder, inherit=sweep.inherit, surrogates=session.surrogates,
+                watch=_Watch(session, stream, ledger))
+    session.reporter.begin(stream, budget.trials, _tried(ledger), budget.deadline)
     loop.run(budget, initial)
     session.reporter.end()
     if loop.is_exhausted:
         session.reporter.say(f"{stream}: the strategy finds no more new architectures after {ledger.num_new}")
+
+
+def _tried(ledger: Ledger) -> int:
+    """Results of candidates that were tried."""
+    return len(ledger.results) - (ledger.num_new - ledger.num_tried)
 
 
 class _Watch:
@@ -194,7 +201,7 @@ class _Watch:
         self._reference = session.journal.last("reference")
 
     def __call__(self, number: int) -> None:
-        session, done = self._session, len(self._ledger.results)
+        session, done = self._session, _tried(self._ledger)
         session.tracker.notice()
         if session.reporter.is_due(done):
             session.reporter.advance(done, self._note())
@@ -202,9 +209,36 @@ class _Watch:
     def _note(self) -> str:
         front = Front(self._session.journal.trials(self._stream), self._session.objectives,
                       self._reference.body["point"] if self._reference else None)
-        failed = sum(result["state"] == "failed" for result in self._ledger.results.values())
+        failed = sum(result["state"] == "failed" and not is_screened(result) for result in self._ledger.results.values())
         volume = f", hypervolume {front.hypervolume():.4g}" if self._reference else ""
         return f"front {len(front)}{volume}" + (f", {failed} failed" if failed else "")
+
+
+def measure_front(session: Session) -> None:
+    """Measure what is on the front by a prediction, and what comes onto it thereby, until all of it was measured."""
+    if session.surrogates is None:
+        return
+    for stream in ("search", "twin") if session.sweep.twin else ("search",):
+        while points := [point for point in session.front(stream) if point.predicted]:
+            for names in sorted({point.predicted for point in points}):
+                _measure(session, stream, names, [point for point in points if point.predicted == names])
+
+
+def _measure(session: Session, stream: str, names: Sequence[str], points: Sequence[Any]) -> None:
+    """Raises BodyplanError where a measurement fails: then nobody knows what is on the front."""
+    needed = [objective for objective in session.objectives if objective.name in names]
+    folder = session.sweep.weights_folder
+    kept = {point.number for point in points if folder is not None and (folder / f"{point.hash}.safetensors").is_file()}
+    for trained in (folder, None):                       # those whose weights are gone are trained again
+        subjects = [Subject(point.number, point.genome, point.hash) for point in points
+                    if (point.number in kept) == (trained is not None)]
+        bodies = session.evaluate("measured", "measure", {**session.sweep.fidelity, "measure": list(names)}, subjects, needed,
+                                  "measuring what is on the front by prediction", trained=trained, stream=stream,
+                                  again=True)
+        for number, body in bodies.items():
+            if body["state"] != "complete":
+                raise BodyplanError(f"the front is measured: trial {number}, on it by a prediction, could not be "
+                                    f"({body['failure']['reason']}); see why, then resume")
 
 
 def train_alone(session: Session) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .front import Front
 from .progress import duration, front_table
-from .results import shown_path
+from .results import Results, shown_path
 
 if TYPE_CHECKING:
     from .session import Session
@@ -21,6 +21,10 @@ def summarise(session: Session, front: Front, twin: Front | None, exported: str 
     say = session.reporter.say
     session.reporter.show(front_table(front, [front.knee().number] if len(front) else [], limit=_ROWS))
     say(_trials_line(session))
+    for line in Results.read(session.journal).predictions:
+        say(line)
+    for name, reason in (session.surrogates.trouble if session.surrogates is not None else {}).items():
+        say(f"{name} was measured throughout, nothing could be learned from it: {reason}")
     say(_volume_line(front, twin))
     fidelity = session.journal.last("fidelity")
     for line in fidelity_lines(fidelity.body) if fidelity else ():
@@ -65,9 +69,10 @@ def _regret_line(index: int, beside: dict[str, dict[str, Any]], unit: str) -> st
 
 def _trials_line(session: Session) -> str:
     trials = session.journal.trials("search")
-    failed = sum(trial.state == "failed" for trial in trials)
+    tried = [trial for trial in trials if not trial.is_screened]
+    failed = sum(trial.state == "failed" for trial in tried)
     spent = sum(trial.seconds for trial in trials)
-    return f"{len(trials)} candidates, {failed} failed, {duration(spent)} of evaluation, seed {session.sweep.seed}"
+    return f"{len(tried)} candidates, {failed} failed, {duration(spent)} of evaluation, seed {session.sweep.seed}"
 
 
 def _volume_line(front: Front, twin: Front | None) -> str:

@@ -17,9 +17,11 @@ from .journal import FILE_NAME, Journal, check_free
 from .origin import WEIGHTS_FOLDER, SweepOrigin
 from .placement import check_placement
 from .strategies.base import Strategy, resolve
+from .surrogates import check_predictor
 
 if TYPE_CHECKING:
     from ..evaluators.objectives import Objective
+    from ..evaluators.predictors import Predictor
     from ..evaluators.strategies import TrainingStrategy
     from ..evaluators.tasks.base import Task
     from ..space.architecture import Architecture
@@ -67,6 +69,10 @@ class Sweep:
             it, so scores compare candidates of one sweep and are no measure of an architecture alone.
         auxiliary: losses that layers have beside the task's, by name, each with its weight: "ratio", "routing", "gate" and
             others, see `bp.train`. Shared weights and candidates trained alone get them where they have such layers.
+        predictor: learns while the sweep runs what its measured objectives say (`bp.latency`): a name such as "gaussian",
+            or a `bp.Predictor`. A candidate predicted to break a bound, even at the better end of the interval, is not
+            tried and counts for no trial; others are measured only where the prediction leaves open whether they are on
+            the front. What is on the front in the end is measured.
         timeout: seconds, memory_gb: 10^9 bytes, for one evaluation; beyond, it is a failed trial.
         address: of a running Ray cluster to join ("host:port" or "auto"); without it, "ray" starts a private one.
         device: where supernet and candidates are trained and scored: "cpu", "cuda", "cuda:1"; for every worker that
@@ -104,7 +110,8 @@ class Sweep:
                  timeout: float | None = None, memory_gb: float | None = None, address: str | None = None,
                  reference: Mapping[str, float] | Sequence[float] | None = None, quiet: bool = False,
                  device: str = "cpu", dtype: str = "float32", supernet_workers: int = 1,
-                 inherit: bool = False, auxiliary: Mapping[str, float] | None = None):
+                 inherit: bool = False, auxiliary: Mapping[str, float] | None = None,
+                 predictor: str | Predictor | None = None):
         self.space = checks.check_space(space)
         checks.check_task(task, space)
         self.task = task
@@ -124,6 +131,7 @@ class Sweep:
         check_placement(self)
         self.auxiliary = checks.check_auxiliary(auxiliary, space, self.trains)
         self.initial = checks.resolve_initial(initial, space)
+        self.predictor = check_predictor(predictor, self.objectives)
         self.declared_reference = checks.resolve_reference(reference, self.objectives)
         checks.check_tracking(tracking)
         self.tracking, self.optuna_storage = tracking, optuna_storage

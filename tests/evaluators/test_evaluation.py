@@ -124,7 +124,7 @@ def test_objectives_draw_from_the_seed_of_the_job_and_leave_the_process_alone(sp
 
 
 @pytest.mark.parametrize(("bad", "word"), [
-    (dict(kind="scoer"), "kind of a job must be one of score, standalone, test"),
+    (dict(kind="scoer"), "kind of a job must be one of score, measure, standalone, test"),
     (dict(kind="standalone"), "whole number of at least 1: got None"),
     (dict(kind="standalone", steps=0), "whole number of at least 1: got 0")])
 def test_unknown_jobs_are_refused(space, task, architecture, bad, word):
