@@ -42,7 +42,8 @@ def measure(out: Path, device: str, numbers: Sequence[int], run: str) -> None:
     missing."""
     space, rng = design_space(), random.Random(run)
     for phase in PHASES:
-        path, rounds = out / f"{run}_{phase}.json", []
+        path = out / f"{run}_{phase}.json"
+        rounds: list[Profile] = []
         under = Conditions(length=LENGTH, phase=phase, budget_ms=BUDGET_MS)
         while not path.exists() and len(rounds) < ROUNDS:
             order = rng.sample(list(numbers), len(numbers))

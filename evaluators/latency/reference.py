@@ -27,11 +27,6 @@ from torch.nn import functional
 
 from ..devices import device_fingerprint
 
-try:
-    import resource
-except ImportError:                                       # Windows
-    resource = None                                                                      # type: ignore[assignment]
-
 __all__ = ["Reference", "reference_for", "stopwatch"]
 
 ROWS, WIDTH, HEADS, KEYS = 256, 128, 4, 64
@@ -109,7 +104,11 @@ def stopwatch() -> Callable[[Callable[[], Any]], tuple[float, float]]:
     part of the number, unless it waited of itself (for a lock, a disk, another thread): then, and on several threads, that of
     the wall. Linux tells the two apart; elsewhere the wall counts.
     """
-    own = getattr(resource, "RUSAGE_THREAD", None) if torch.get_num_threads() == 1 else None
+    try:
+        import resource
+    except ImportError:                                   # Windows
+        resource = None                                                                  # type: ignore[assignment]
+    own: Any = getattr(resource, "RUSAGE_THREAD", None) if torch.get_num_threads() == 1 else None
 
     def on_the_wall(call: Callable[[], Any]) -> tuple[float, float]:
         start = time.perf_counter_ns()
