@@ -1,10 +1,11 @@
 """What a measurement would say of a candidate that nobody measured, with an interval.
 
     predictor.py    Predictor: fit, predict with a conformal interval, update; Report: what was noticed
-    table.py        Table: samples as named numbers, operators by position, graphs, order; as_table, features
+    table.py        Table: samples as named numbers, operators by position, graphs, order; as_table
     typed_graph.py  TypedGraph: nodes with types and sizes, for topologies never seen
     gaussian.py     GaussianProcess over all of these, with outliers and measuring sessions
     kernels.py      the covariance terms that it adds up
+    posterior.py    the search for its parameters
     additive.py     sums over positions: ridge regression, and exact additivity recognised
     boosting.py     gradient boosting (scikit-learn)
     conformal.py    the margins of intervals
@@ -13,11 +14,12 @@
 """
 
 from .additive import Additive, additivity
+from .architectures import features
 from .boosting import Boosting
 from .drift import Drift, Session, find_drift
 from .gaussian import Belief, GaussianProcess
 from .predictor import Model, Prediction, Predictor, Report
-from .table import Table, as_table, features
+from .table import Table, as_table
 from .transfer import Transfer
 from .typed_graph import TypedGraph
 

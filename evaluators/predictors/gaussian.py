@@ -7,7 +7,6 @@ on that many of them.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor
 
 from .kernels import Graphs, Numbers, Positions, Sessions, Term
+from .posterior import climb, misfit
 from .table import Floats, Table
 
-__all__ = ["Belief", "GaussianProcess", "climb", "misfit"]
+__all__ = ["Belief", "GaussianProcess"]
 
 CONSTANT = 25.0         # prior variance of the mean, in units of the values' variance
 FREEDOM = 4.0           # degrees of freedom of the noise
+REFITS = 5              # how often parameters are looked for again to know the errors on rows not seen
 NOISE = (-1.5, 1.25)    # prior of the noise's log standard deviation
 
 
@@ -30,40 +31,6 @@ class Belief(NamedTuple):
 
     mean: Floats
     spread: Floats
-
-
-def climb(loss: Any, start: Tensor, iterations: int) -> Tensor:
-    """The parameters where `loss(parameters)` is lowest from `start` on; those met so far where it fails numerically."""
-    parameters = start.clone().requires_grad_()
-    best, least = start.clone(), float("inf")
-    search = torch.optim.LBFGS([parameters], max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
-
-    def closure() -> Tensor:
-        nonlocal best, least
-        search.zero_grad()
-        value: Tensor = loss(parameters)
-        value.backward()                                                             # type: ignore[no-untyped-call]
-        if float(value.detach()) < least:
-            best, least = parameters.detach().clone(), float(value.detach())
-        return value
-
-    # A wild step of the line search may fail: then what was found before stands.
-    with contextlib.suppress(torch.linalg.LinAlgError):                              # type: ignore[attr-defined]
-        search.step(closure)                                                         # type: ignore[no-untyped-call]
-    return best
-
-
-def misfit(noisy: Tensor, values: Tensor) -> Tensor:
-    """Minus the log likelihood, up to a constant. Its slope by the covariance is known, and not differentiated."""
-    with torch.no_grad():
-        factor = torch.linalg.cholesky(noisy)
-        inverse = torch.cholesky_inverse(factor)
-        solved = inverse @ values
-        found = 0.5 * values @ solved + factor.diagonal().log().sum()
-        slope = 0.5 * (inverse - torch.outer(solved, solved))
-    through: Tensor = (slope * noisy).sum()
-    found_with_slope: Tensor = through + (found - through.detach())
-    return found_with_slope
 
 
 class GaussianProcess:
@@ -86,25 +53,26 @@ class GaussianProcess:
         self.cuts = list(np.cumsum([0, *map(len, priors)]))
         self.prior = torch.tensor([entry for prior in priors for entry in prior], dtype=torch.float64)
         self.parts = [term.read(table) for term in self.terms]
-        chosen = np.arange(len(table))
-        if len(table) > self.searched:
-            chosen = np.sort(np.random.default_rng(0).choice(len(table), self.searched, replace=False))
-        self._search(chosen)
-        self.weights = self._weights(self.parts, self.values) if self.robust else torch.ones_like(self.values)
-        self._solve()
+        self.parameters, self.weights = self._search(np.arange(len(table)), self.prior[:, 0], self.iterations, 3)
+        self.inverse = torch.linalg.inv(self._noisy(self.parameters, self.parts, self.weights))
+        self.solved = self.inverse @ self.values
+        self.refits: dict[bytes, list[tuple[Any, Tensor, Tensor]]] = {}
         return self
 
-    def _search(self, chosen: Any) -> None:
-        """Parameters of the highest posterior, in turn with the weights of the noise, on the chosen rows."""
-        parts = [_take(part, chosen) for part in self.parts]
-        values = self.values[torch.from_numpy(chosen)]
-        self.parameters = self.prior[:, 0].clone()
-        weights = torch.ones_like(values)
-        for turn in range(3 if self.robust else 1):
-            self.parameters = climb(lambda found, now=weights: self._loss(found, parts, values, now), self.parameters,
-                                    self.iterations if turn == 0 else self.iterations // 2)
+    def _search(self, rows: Any, start: Tensor, iterations: int, turns: int) -> tuple[Tensor, Tensor]:
+        """Parameters of the highest posterior for these rows, in turn with the weights of their noise."""
+        some = rows
+        if len(rows) > self.searched:
+            some = np.sort(np.random.default_rng(0).choice(rows, self.searched, replace=False))
+        parts, values = [_take(part, some) for part in self.parts], self.values[torch.from_numpy(some)]
+        parameters, weights = start.clone(), torch.ones_like(values)
+        for turn in range(turns if self.robust else 1):
+            parameters = climb(lambda found, now=weights: self._loss(found, parts, values, now), parameters,
+                               iterations if turn == 0 else iterations // 2)
             if self.robust:
-                weights = self._weights(parts, values, weights)
+                weights = self._weights(parameters, parts, values, weights)
+        whole, values = [_take(part, rows) for part in self.parts], self.values[torch.from_numpy(rows)]
+        return parameters, self._weights(parameters, whole, values) if self.robust else torch.ones_like(values)
 
     def _covariance(self, parameters: Tensor, left: list[Any], right: list[Any], sessions: bool = True) -> Tensor:
         total = torch.tensor(CONSTANT, dtype=torch.float64)
@@ -120,27 +88,23 @@ class GaussianProcess:
         deviation = (parameters - self.prior[:, 0]) / self.prior[:, 1]
         return misfit(self._noisy(parameters, parts, weights), values) + 0.5 * (deviation ** 2).sum()
 
-    def _weights(self, parts: list[Any], values: Tensor, weights: Tensor | None = None) -> Tensor:
+    def _weights(self, parameters: Tensor, parts: list[Any], values: Tensor, weights: Tensor | None = None) -> Tensor:
         """The expected inverse precision of every sample's noise: 1 for the ordinary, large for outliers."""
-        noise = float((2 * self.parameters[-1]).exp())
+        noise = float((2 * parameters[-1]).exp())
         now = torch.ones_like(values) if weights is None else weights
         for _ in range(4 if weights is None else 1):
-            inverse = torch.linalg.inv(self._noisy(self.parameters, parts, now))
+            inverse = torch.linalg.inv(self._noisy(parameters, parts, now))
             own = noise * now
             error, left = own * (inverse @ values), (own - own ** 2 * inverse.diagonal()).clamp_min(0)
             now = (FREEDOM + (error ** 2 + left) / noise) / (FREEDOM + 1)
         return now
-
-    def _solve(self) -> None:
-        self.inverse = torch.linalg.inv(self._noisy(self.parameters, self.parts, self.weights))
-        self.solved = self.inverse @ self.values
 
     def predict(self, table: Table) -> Belief:
         parts = [term.read(table) for term in self.terms]
         knows = not any(isinstance(term, Sessions) and part is None for term, part in zip(self.terms, parts, strict=True))
         cross = self._covariance(self.parameters, parts, self.parts, knows)
         variance = self._own(parts, len(table), knows) - ((cross @ self.inverse) * cross).sum(1)
-        shift, extra = (0.0, 0.0) if knows else self._typical(self.solved, self.parts)
+        shift, extra = (0.0, 0.0) if knows else self._typical(self.parameters, self.solved, self.parts)
         return self._belief(cross @ self.solved + shift, variance + extra)
 
     def _own(self, parts: list[Any], rows: int, sessions: bool) -> Tensor:
@@ -149,10 +113,10 @@ class GaussianProcess:
                                                                      for p in parts]]]
         return torch.cat(one_by_one)
 
-    def _typical(self, solved: Tensor, parts: list[Any]) -> tuple[Tensor, Tensor]:
+    def _typical(self, parameters: Tensor, solved: Tensor, parts: list[Any]) -> tuple[Tensor, Tensor]:
         """The median effect of the sessions met, and its mean square around that."""
         place = next(i for i, term in enumerate(self.terms) if isinstance(term, Sessions))
-        own = self.parameters[self.cuts[place]:self.cuts[place + 1]]
+        own = parameters[self.cuts[place]:self.cuts[place + 1]]
         effects = self.terms[place].covariance(own, parts[place], parts[place]) @ solved
         return effects.median(), ((effects - effects.median()) ** 2).mean()
 
@@ -162,22 +126,42 @@ class GaussianProcess:
         return Belief(self.middle + self.scale * mean.numpy(), self.scale * spread.numpy())
 
     def out_of_fold(self, folds: Any, sessions: bool = True) -> Belief:
-        """What is predicted of each training row without its fold; parameters stay those of all rows."""
+        """What is predicted of each training row without its fold.
+
+        Means are of parameters that were looked for again without it, in `REFITS` groups of folds: those of all rows know
+        the row, its error would come out too small, and 90 % intervals from 30 rows held 78 to 86 % of new ones. Spreads are
+        of the parameters that predict: only so is a margin in spreads one for `predict`.
+        """
         sessions = sessions or not any(isinstance(term, Sessions) for term in self.terms)
+        groups = folds % REFITS
+        key = groups.tobytes()
+        if key not in self.refits:
+            self.refits = {key: [self._refit(groups == group) for group in np.unique(groups)]}
+        mean, variance = self._without(folds, self.parameters, self.weights, sessions)
+        for out, parameters, weights in self.refits[key]:
+            mean[out] = self._without(np.where(out, folds, -1), parameters, weights, sessions)[0][out]
+        return self._belief(mean, variance)
+
+    def _refit(self, out: Any) -> tuple[Any, Tensor, Tensor]:
+        rest, weights = np.flatnonzero(~out), self.weights.clone()
+        parameters, weights[rest] = self._search(rest, self.parameters, self.iterations // 3, 2)
+        return out, parameters, weights
+
+    def _without(self, folds: Any, parameters: Tensor, weights: Tensor, sessions: bool) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each row without its fold; of folds below 0 nothing is asked."""
         mean, variance = torch.zeros_like(self.values), torch.zeros_like(self.values)
-        full = self._covariance(self.parameters, self.parts, self.parts)
-        plain = full if sessions else self._covariance(self.parameters, self.parts, self.parts, False)
-        noisy = self._noisy(self.parameters, self.parts, self.weights)
-        for fold in np.unique(folds):
+        noisy = self._noisy(parameters, self.parts, weights)
+        plain = self._covariance(parameters, self.parts, self.parts, sessions)
+        for fold in np.unique(folds[folds >= 0]):
             out, rest = torch.from_numpy(np.flatnonzero(folds == fold)), torch.from_numpy(np.flatnonzero(folds != fold))
             inverse = torch.linalg.inv(noisy[rest][:, rest])
             solved, cross = inverse @ self.values[rest], plain[out][:, rest]
             mean[out] = cross @ solved
             variance[out] = plain.diagonal()[out] - ((cross @ inverse) * cross).sum(1)
             if not sessions:
-                shift, extra = self._typical(solved, [_take(part, rest.numpy()) for part in self.parts])
+                shift, extra = self._typical(parameters, solved, [_take(part, rest.numpy()) for part in self.parts])
                 mean[out], variance[out] = mean[out] + shift, variance[out] + extra
-        return self._belief(mean, variance)
+        return mean, variance
 
 
 def _terms(table: Table) -> list[Term]:

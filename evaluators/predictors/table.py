@@ -5,20 +5,16 @@ Letters: N samples, D named numbers, P positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .typed_graph import TypedGraph, of_architecture
+from .typed_graph import TypedGraph
 
-if TYPE_CHECKING:
-    from ...space.architecture import Architecture
-
-__all__ = ["Floats", "Samples", "Table", "as_table", "check_values", "features"]
+__all__ = ["Floats", "Samples", "Table", "as_table", "check_values"]
 
 Floats = NDArray[np.float64]
 
@@ -119,6 +115,8 @@ def _of_sequence(samples: list[Any]) -> Table:
     if isinstance(first, TypedGraph):
         return Table(np.array([graph.numbers() for graph in samples]), TypedGraph.number_names, graphs=tuple(samples))
     if hasattr(first, "genome") and hasattr(first, "cost"):
+        from .architectures import features
+
         return features(samples)
     if isinstance(first, (list, tuple)) and all(isinstance(name, str) for sample in samples for name in sample):
         wide = max(len(sample) for sample in samples)
@@ -126,30 +124,6 @@ def _of_sequence(samples: list[Any]) -> Table:
         return Table(np.zeros((len(samples), 0)), (), names)
     raise TypeError("samples are a Table, a dict of named columns, or a list of architectures, of typed graphs or of lists "
                     f"of operator names: got a list of {type(first).__name__}")
-
-
-def features(architectures: Iterable[Architecture], length: int | None = None) -> Table:
-    """Architectures of one space, or of several: what their declarations say of cost, their operators, their graphs.
-
-    Numbers: natural logarithms of 1 + parameters, multiply-adds of a prefill and of one more token, state bytes, and the
-    count of operators; then the space's own encoding where all come from one space, under its genes' numbers.
-    `length` is the tokens that costs are counted for.
-    """
-    found = list(architectures)
-    numbers, names = [], ["parameters", "macs", "decode_macs", "state_bytes", "operators"]
-    for architecture in found:
-        cost = architecture.cost(length)
-        tally = (cost.parameters, cost.macs, cost.decode_macs, cost.state_bytes, len(architecture.placed))
-        numbers.append([math.log1p(number) for number in tally])
-    columns = np.array(numbers)
-    if len({id(architecture.space) for architecture in found}) == 1:
-        codes = np.array([architecture.space.encode(architecture.genome) for architecture in found])
-        columns = np.concatenate([columns, codes], axis=1)
-        names += [f"gene {place}" for place in range(codes.shape[1])]
-    rows = [[str(place.operator) for place in architecture.placed] for architecture in found]
-    wide = max(map(len, rows))
-    operators = np.array([[*row, *[""] * (wide - len(row))] for row in rows], dtype=np.str_)
-    return Table(columns, tuple(names), operators, tuple(of_architecture(architecture) for architecture in found))
 
 
 def check_values(values: ArrayLike, rows: int, least: int = 2) -> Floats:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .additive import Additive
 from .conformal import fewest, margin
-from .gaussian import GaussianProcess, climb, misfit
+from .gaussian import GaussianProcess
 from .kernels import Graphs, Numbers, Positions, Term
+from .posterior import climb, misfit
 from .predictor import Prediction
 from .table import Floats, Samples, Table, as_table, check_values
 
