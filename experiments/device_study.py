@@ -74,7 +74,7 @@ def report(out: Path, model: Any = "auto") -> dict[str, Any]:
         for profile in runs.values():
             every = profile if every is None else every.merge(profile)
         times = {run: middles(profile) for run, profile in runs.items()}
-        found[phase] = {**_repeated(times), **_predicted(times.get("all", {}), model)}
+        found[phase] = {**_repeated(times), **_predicted(times.get("all", {}), model, phase)}
     if every is None:
         raise ValueError(f"a report needs measurements: got none in {out}; run the study first")
     fingerprint = every.sessions[0]["fingerprint"]
@@ -97,12 +97,12 @@ def _repeated(times: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "largest change": float(change.max())}
 
 
-def _predicted(rows: dict[str, Any], model: Any) -> dict[str, Any]:
+def _predicted(rows: dict[str, Any], model: Any, phase: str) -> dict[str, Any]:
     """Means over splits: shares of the other half within a tenth, and inside the intervals."""
     if len(rows) < 40:
         return {}
     space = design_space()
-    table = features([space.architecture(Genome.from_json(row["genome"])) for row in rows.values()], LENGTH)
+    table = features([space.architecture(Genome.from_json(row["genome"])) for row in rows.values()], LENGTH, phase)
     values = np.array([row["ms"] for row in rows.values()])
     near, held, error = [], [], []
     for seed in range(SPLITS):

@@ -5,7 +5,7 @@
 
 Two settings over the space of the first sweep, each with both arms one after the other:
 
-    inherited   candidates judged by shared weights (150 steps) and two latencies, prefill and one more token
+    inherited   candidates judged by shared weights (60 steps) and two latencies, prefill and one more token
     alone       every candidate trained for 40 steps, one latency with a bound that half of random candidates break
 
 Reference points and the bound come from a few measurements before the first arm, and are kept in `setting.json`. Every run
@@ -33,6 +33,7 @@ __all__ = ["SETTINGS", "main", "report", "run", "setting"]
 SETTINGS = ("inherited", "alone")
 ARMS = ("without", "with")
 LENGTH, PROBES = 128, 16
+SUPERNET_STEPS, STEPS = 60, 40
 
 
 def setting(out: Path) -> dict[str, float]:
@@ -64,10 +65,10 @@ def run(out: Path, kind: str, arm: str, seed: int, minutes: float, predictor: st
         "directory": directory, "predictor": predictor if arm == "with" else None, "quiet": True}
     if kind == "inherited":
         bp.Sweep(space(), objectives=["loss", bp.latency(length=LENGTH, phase="prefill"), decode], supernet=True,
-                 supernet_steps=150, retrain=0, fidelity_sample=0,
+                 supernet_steps=SUPERNET_STEPS, retrain=0, fidelity_sample=0,
                  reference=[8.0, given["prefill_reference"], given["decode_reference"]], **common).run()
     else:
-        bp.Sweep(space(), objectives=["loss", decode <= given["decode_bound"]], steps=40,
+        bp.Sweep(space(), objectives=["loss", decode <= given["decode_bound"]], steps=STEPS,
                  reference=[8.0, given["decode_bound"]], **common).run()
 
 

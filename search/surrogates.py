@@ -1,7 +1,7 @@
 """Predictors that learn what a sweep measures, so that it measures only where that decides something.
 
 Every objective that is measured on a device gets a predictor. It is fitted once enough candidates were measured, and again
-whenever their number has grown by a third. From then on a candidate that is predicted, at the better end of the interval,
+whenever their number has grown by half. From then on a candidate that is predicted, at the better end of the interval,
 to break a bound is not tried; others go to their worker with the prediction and the front as it is, and are measured there
 only if that leaves their place open. What lies on the front in the end is measured.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Surrogates", "check_predictor", "described", "is_measured"]
 
 FIRST = 20          # measured candidates before anything is predicted
-GROWTH = 4 / 3      # of their number from one fit to the next
+GROWTH = 1.5        # of their number from one fit to the next
 MOST = 300          # the latest ones that a fit looks at
 STEP = 0.1          # by how much intervals widen for a miss, and narrow again: log of the factor, see `_heed`
 
@@ -161,6 +161,10 @@ class Surrogates:
 
 
 def _conditions(objective: Objective) -> dict[str, Any]:
-    """The tokens that costs are counted for, where the objective says."""
-    length = getattr(objective.evaluate, "length", None)
-    return {} if length is None else {"length": length}
+    """The tokens and the phase that costs are counted for, where the objective says."""
+    probe, found = objective.evaluate, {}
+    if (length := getattr(probe, "length", None)) is not None:
+        found["length"] = length
+    if getattr(probe, "phase", None) in ("prefill", "decode"):
+        found["phase"] = probe.phase
+    return found

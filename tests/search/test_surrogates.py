@@ -238,6 +238,7 @@ def test_a_predictor_that_cannot_be_is_refused_before_any_work(predicted, given,
         predicted(**given)
 
 
+@pytest.mark.long
 def test_workers_and_shared_weights_measure_the_front_too(tmp_path):
     """A real latency, weights from a supernet, two processes."""
     task = bp.tasks.text(length=16, batch=2)
