@@ -188,12 +188,16 @@ def _method(results: Results) -> str:
         ("objectives", "; ".join(_objective(objective) for objective in results.objectives)),
         ("task", task.get("description")), ("data fingerprint", task.get("fingerprint")),
         ("strategy", _strategy(results)), ("seed", told.get("seed")), ("budget", _budget(told)),
-        ("shared weights", _supernet(told, supernet)),
+        ("shared weights", _supernet(told, supernet)), ("predictor", _predictor(told.get("predictor"))),
         ("reference point", _reference(results, reference)),
         ("executor", told.get("executor")), ("platform", told.get("platform")),
         ("versions", ", ".join(f"{name} {value}" for name, value in (told.get("versions") or {}).items()) or None),
         ("begun", _date(results.began)), ("report written", _date(datetime.now().timestamp())),
         ("look again", f"bodyplan ui {where}"), ("go on", f"bodyplan resume {where}")]))
+
+
+def _predictor(told: dict[str, Any] | None) -> str | None:
+    return None if told is None else f"{', '.join(told['models'])}, intervals that hold {told['coverage']:.0%}"
 
 
 def _objective(objective: Criterion) -> str:
