@@ -89,7 +89,7 @@ class SpikingLegendreMemoryUnit(LegendreMemoryUnit):
         before = self.init_state(len(x_BTD), x_BTD.dtype, x_BTD.device) if state is None else state
         s_BTD, entered = self.input_spikes.step(x_BTD, before["input"])
         u_BTC, signal = self.signal_spikes.step(self.signal(s_BTD), before["signal"])
-        m_BTCQ, after = remember(u_BTC, before, self.order, self.theta)
+        m_BTCQ, after = remember(u_BTC, state, self.order, self.theta)
         m_BTM, between = self.memory_spikes.step(m_BTCQ.flatten(2).to(x_BTD.dtype), before["between"])
         h_BTD, hidden = self.hidden_spikes.step(self.hidden(torch.cat([m_BTM, s_BTD], dim=-1)), before["hidden"])
         return self.out(h_BTD), {**after, "input": entered, "signal": signal, "between": between, "hidden": hidden}
