@@ -23,5 +23,6 @@
     chunks.py       chunk_loss(): what teaches attention to choose chunks
     ensembles.py    self_ensemble(): the mean over sub-models that are drawn as in training
     recursive.py    recursive(): a looped model from a trained one, by averages and low-rank rests
-    linear_macs.py, attention_macs.py   what linear and softmax attention and their kin add to thop's
+    linear_macs.py, attention_macs.py   what linear and softmax attention and their kin add to thop's (written_macs.py: and
+                    convolutions and products that modules write out)
 """

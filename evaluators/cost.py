@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..registry import Registry
-from . import attention_macs, channel_macs, hybrid_macs, image_macs, linear_macs
+from . import attention_macs, channel_macs, hybrid_macs, image_macs, linear_macs, written_macs
+from .costing.known import KnownValues
 
 __all__ = ["functional_macs", "macs_flop_counter", "macs_thop"]
 
@@ -27,10 +30,11 @@ Formula = Callable[[nn.Module, tuple[Any, ...], Any], float]
 functional_macs: Registry[Formula] = Registry("MAC formula")
 
 
-def macs_flop_counter(module: nn.Module, *example: Tensor) -> float:
-    """Multiply-adds of `module(*example)` as torch executes it, by operation.
+def macs_flop_counter(call: Callable[..., Any], *example: Any) -> float:
+    """Multiply-adds of `call(*example)`, of a module or a step of it, as torch executes it, by operation.
 
     Adds to torch's own table what it lacks: attention on a CPU, transforms, triangular solves, weighted sums of rows.
+    Attention counts what its mask shows; on the meta device too, where masks are known that are made from sizes.
     """
     extra = {aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
              aten._scaled_dot_product_flash_attention: _raw(_attention_flops),
@@ -39,9 +43,34 @@ def macs_flop_counter(module: nn.Module, *example: Tensor) -> float:
              aten._fft_r2c: _transform_flops, aten._fft_c2r: _inverse_transform_flops,
              aten.linalg_solve_triangular: _triangular_flops,
              aten._embedding_bag: _weighted_sum_flops, aten._embedding_bag_forward_only: _weighted_sum_flops}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
-        module(*example)
-    return float(counter.get_total_flops()) / 2
+    known = KnownValues()
+    attention = _MetaAttention(known)
+    with torch.no_grad(), attention, known, FlopCounterMode(display=False, custom_mapping=extra) as counter:
+        call(*example)
+    return float(counter.get_total_flops() + attention.flops) / 2
+
+
+class _MetaAttention(TorchFunctionMode):
+    """Softmax attention on the meta device, which has no kernel of it: its visible pairs, and an output without values."""
+
+    def __init__(self, known: KnownValues):
+        super().__init__()
+        self.known, self.flops = known, 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or args[0].device.type != "meta":
+            return func(*args, **kwargs)
+        return self.attend(*args, **kwargs)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+               is_causal: bool = False, **_: Any) -> Tensor:
+        shown = None if attn_mask is None else self.known.value(attn_mask)
+        if attn_mask is not None and shown is None:         # of values, as biases are: all pairs
+            shown = torch.zeros(()).expand(attn_mask.shape)
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        self.flops += _attention_flops(query, key, value, is_causal=is_causal, attn_mask=shown)
+        return output
 
 
 def macs_thop(module: nn.Module, *example: Tensor) -> float:
@@ -77,14 +106,14 @@ def _raw(formula: Callable[..., int]) -> Callable[..., int]:
 
 def _pairs(query: Tensor, key: Tensor, is_causal: bool, mask: Tensor | None) -> int:
     """Query-key pairs over all heads and sequences that are not masked."""
-    batch, heads, new = query.shape[:3]
-    seen = key.shape[2]
+    *many, new = query.shape[:-1]
+    seen, each = key.shape[-2], math.prod(many)
     if mask is not None:
         visible = mask if mask.dtype == torch.bool else mask > -math.inf
-        return int(visible.expand(batch, heads, new, seen).sum())
+        return int(visible.expand(*many, new, seen).sum())
     # torch aligns a causal mask at the first key: query i sees keys 0 to i.
     one = sum(min(i + 1, seen) for i in range(new)) if is_causal else new * seen
-    return batch * heads * one
+    return each * one
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
@@ -320,5 +349,5 @@ _FORMULAS: dict[str, Formula] = {
     "LowRank": _low_rank,
 }
 for _name, _formula in {**_FORMULAS, **linear_macs.FORMULAS, **attention_macs.FORMULAS, **hybrid_macs.FORMULAS,
-                        **channel_macs.FORMULAS, **image_macs.FORMULAS}.items():
+                        **channel_macs.FORMULAS, **image_macs.FORMULAS, **written_macs.FORMULAS}.items():
     functional_macs.register(_name, _formula)
