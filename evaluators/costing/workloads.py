@@ -8,19 +8,17 @@ device, without values, and remembered; so another architecture of the same oper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from ...space.graph import operator_label
 from ...space.macros.base import Macro
-from ...space.model import initialise
-from ...space.operator import Length, Operator, tokens_of
-from ...space.tree import axes_of
+from ...space.operator import Length, tokens_of
+from ...space.plan import Block
+from ...space.tree import axes_of, matrices_of
 from ..latency.runs import Run, layers_of, runs_below
-from .counted import Counted, counted
+from .single import counts_of, lasting_numel, macro_peak
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
@@ -37,8 +35,9 @@ class OperatorCost(NamedTuple):
     macs: multiply-adds of what is asked for. hidden: those that full squares, chunks and padding compute besides, of pairs
     that a mask hides. transforms, scans, elementwise: see `Counted`. weights: bytes of parameters, once a run. stream: bytes
     of what goes in and comes out. state: bytes of cache or state, read and, where it is constant, written. eager: bytes that
-    torch's operations read and write one by one. peak: bytes that live at once inside. Columns that cannot be counted are
-    None: of macros' own products and of operators that read a second stream.
+    torch's operations read and write one by one. peak: bytes that live at once inside. lasting: numbers of state that stay in
+    float32 whatever the dtype. Columns that cannot be counted are None: of look-ups, of macros' own products and of operators
+    that read a second stream.
     """
 
     place: str
@@ -54,6 +53,7 @@ class OperatorCost(NamedTuple):
     state: float
     eager: float | None
     peak: float | None
+    lasting: float
 
     @property
     def least(self) -> float:
@@ -91,6 +91,7 @@ class Workload:
     batch: int
     length: Length
     dtype: str
+    architecture: Architecture = field(repr=False, compare=False)
 
     @property
     def rows(self) -> tuple[OperatorCost, ...]:
@@ -107,6 +108,19 @@ class Workload:
     def least(self) -> float:
         """Bytes that no implementation can do without, see `OperatorCost`."""
         return sum(self.total(column) for column in ("weights", "stream", "state"))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters in `dtype`, tied ones once; `total("weights")` are those that are read, in every loop."""
+        return ITEM_BYTES[self.dtype] * self.architecture.cost(self.length).parameters
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of caches and states after `length` tokens in `dtype`. What recurrences sum up stays in float32."""
+        item = ITEM_BYTES[self.dtype]
+        held = workload(self.architecture, self.length, "prefill", self.batch, self.dtype)
+        lasting = sum(row.lasting for _, group in held.groups for row in group.rows)
+        return self.batch * item * self.architecture.cost(self.length).state_bytes / 4 + (4 - item) * lasting
 
     @property
     def uncounted(self) -> list[str]:
@@ -136,17 +150,35 @@ def workload(architecture: Architecture, length: Length | None = None, phase: st
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch is a whole number of at least 1: got {batch!r}")
     seen, item = architecture.default_length if length is None else length, ITEM_BYTES[dtype]
-    groups = tuple((place, _group(part, width, at, times, phase, batch, item))
+    merges = bool(architecture.plan.recursion.lora_rank)
+    groups = tuple((place, _group(part, width, at, times, phase, batch, item, merges and place.startswith("layers")))
                    for place, part, width, at, times in layers_of(architecture, length))
-    return Workload(groups, phase, batch, seen, dtype)
+    return Workload(groups, phase, batch, seen, dtype, architecture)
 
 
 @lru_cache(maxsize=MOST)
-def _group(part: Any, width: int, length: Length, times: float, phase: str, batch: int, item: int) -> Group:
+def _group(part: Any, width: int, length: Length, times: float, phase: str, batch: int, item: int, merges: bool) -> Group:
     rows = tuple(_row(run, batch, item) for run in runs_below("", part, width, length, times, phase))
     sums = {name: float(sum(value for row in rows if (value := getattr(row, name)) is not None)) for name in SUMMED}
-    peaks = [(row.peak or row.stream) + row.stream / max(2 * row.times, 1.0) for row in rows]
-    return Group(rows, sums, max(peaks, default=0.0))
+    peak = max((_beside(row, rows) for row in rows), default=0.0)
+    if isinstance(part, Macro) and not isinstance(part, Block) and phase == "prefill":
+        peak = item * (macro_peak(part, width, length, batch) or 0.0) or peak
+    if merges:                                      # the layer's own matrices of this iteration
+        peak += item * sum(matrix.numel for _, matrix in matrices_of((part,), width))
+    return Group(rows, sums, peak)
+
+
+def _beside(row: OperatorCost, rows: tuple[OperatorCost, ...]) -> float:
+    """Bytes that live at once while an operator runs: those inside it, the stream that it adds to, its normalised input, and
+    behind another sublayer what entered the layer."""
+    if row.place == "":                                                 # an embedding's input is there already
+        return row.peak or row.stream
+    block, _, part = row.place.rpartition(".channel.")
+    norm = f"{row.place.removesuffix('op')}norm"
+    normed = row.place.endswith(".op") and any(other.place == norm and other.eager for other in rows)
+    waiting = 1 + normed + (bool(part) and any(other.place == f"{block}.mixer.op" for other in rows))
+    each = row.stream / max(row.times, 1e-9)
+    return (row.peak or each) + waiting * each / 2
 
 
 def _row(run: Run, batch: int, item: int) -> OperatorCost:
@@ -154,11 +186,13 @@ def _row(run: Run, batch: int, item: int) -> OperatorCost:
     scaled = [None if value is None else run.times * value for value in each[:5]]
     macs, hidden, transforms, scans, elementwise = scaled
     assert macs is not None
-    weights, stream, state, eager, peak = (None if value is None else item * value for value in each[5:])
-    assert weights is not None and stream is not None and state is not None
+    weights, stream, state, eager, peak = (None if value is None else item * value for value in each[5:10])
+    lasting = each[10]
+    assert weights is not None and stream is not None and state is not None and lasting is not None
+    state += (4 - item) * lasting
     return OperatorCost(run.place, _label(run.operator), run.times, macs, hidden, transforms, scans, elementwise,
                         run.times * weights, run.times * stream, run.times * state,
-                        None if eager is None else run.times * eager, peak)
+                        None if eager is None else run.times * eager, peak, run.times * lasting)
 
 
 @lru_cache(maxsize=MOST)
@@ -168,7 +202,8 @@ def _label(config: Any) -> str:
 
 @lru_cache(maxsize=MOST)
 def _each(config: Any, width: int, length: Length, phase: str, batch: int) -> tuple[float | None, ...]:
-    """Of one run: the five counts of operations, then numbers (not bytes) of weights, stream, state, eager and peak."""
+    """Of one run: the five counts of operations, then numbers (not bytes) of weights, stream, state, eager and peak, and of
+    the state those that are kept in float32."""
     tokens = 1 if phase == "decode" else tokens_of(length)
     is_decoding = phase == "decode"
     macs = batch * (config.decode_macs(width, length) if is_decoding else config.macs(width, length))
@@ -178,50 +213,14 @@ def _each(config: Any, width: int, length: Length, phase: str, batch: int) -> tu
         weights, stream = min(own, batch * tokens * width) if hasattr(config, "vocab") else own, batch * tokens * width
     else:                                           # a tied head reads the weights of the embedding
         weights = max(own, macs / (batch * tokens)) if kind == "head" else own
-        stream = 2 * batch * tokens * width
+        stream = (3 if kind == "join" else 2) * batch * tokens * width
     kept = 0 if isinstance(config, Macro) else batch * config.state_numel(width, length)
     grows = kept and config.state_numel(width, 2 * length) > config.state_numel(width, length)
-    state = kept if grows or not is_decoding else 2 * kept          # a constant state is read and written for every token
-    is_alone = not isinstance(config, Macro) and kind != "embedding" and (kind != "head" or own)     # not a tied head
-    found = _counts(config, width, length, phase, batch) if is_alone else None
+    moves = 1 if grows or not is_decoding else 2                    # a constant state is read and written for every token
+    state, lasting = moves * kept, moves * batch * lasting_numel(config, width) if kept else 0
+    found = None if isinstance(config, Macro) else counts_of(config, width, length, phase, batch)
     if found is None:
-        return macs, None, None, None, None, weights, stream, state, None, None
+        return macs, None, None, None, None, weights, stream, state, None, None, lasting
     hidden = max(0.0, found.products + found.transforms / 2 - macs)
     return (macs, hidden, found.transforms, found.scans, found.elementwise, weights, stream, state,
-            (found.read + found.written) / 4, found.peak / 4)
-
-
-def _counts(config: Operator, width: int, length: Length, phase: str, batch: int) -> Counted | None:
-    """What one run does on the meta device, or on random numbers where these decide what runs, as with sparse experts; None
-    where the operator does not run alone."""
-    if config.cross or getattr(config, "reads_shared", False) or getattr(config, "reads_condition", False):
-        return None
-    try:
-        return _ran(config, width, length, phase, batch, torch.device("meta"))
-    except NotImplementedError:
-        return _ran(config, width, length, phase, batch, torch.device("cpu"))
-    except ValueError:                              # it is for shorter sequences
-        return None
-
-
-def _ran(config: Operator, width: int, length: Length, phase: str, batch: int, device: torch.device) -> Counted | None:
-    sides = length if isinstance(length, tuple) else (length,)
-    with torch.device(device):
-        module: Any = config.build(width).eval()
-        inputs = torch.zeros(batch, *sides, width)
-    if device.type == "cpu":
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(inputs.shape, generator=generator)
-        tensors = dict(module.named_parameters())
-        for name, declared in config.axes(width).items():
-            initialise(tensors[name].data, declared, generator)
-    if phase == "prefill":
-        return counted(lambda: module(inputs))
-    if not config.streaming:
-        return None
-    if not hasattr(module, "step"):
-        return counted(lambda: module(inputs[:, -1:]))
-    with torch.no_grad():
-        _, state = module.step(inputs, module.init_state(batch, dtype=torch.float32, device=device))
-    token = inputs[:, -1:]
-    return counted(lambda: module.step(token, state))
+            (found.read + found.written) / 4, found.peak / 4, lasting)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from bodyplan.evaluators.costing import Roof, counted, measured_roof, roof_of, roofline, workload
 from bodyplan.evaluators.costing.roofline import roofline_lines
-from bodyplan.evaluators.costing.workloads import _counts
-from bodyplan.evaluators.latency.memory import LiveBytes
+from bodyplan.evaluators.costing.single import counts_of
+from bodyplan.evaluators.latency.memory import LiveBytes, found_tensors
 from bodyplan.space.operator import operators
 from bodyplan.space.reach import reference_configs
 from bodyplan.systems import load_operators
+from example_macros import ALL as MACROS
 
 ATTENTION = bp.Attention(heads=2, kv_heads=1)
 SPACE = bp.Space(
@@ -35,7 +36,7 @@ def test_sums_are_the_costs_of_the_architecture(seed, phase):
         gathered = work.rows[0].weights - 4 * 64 * architecture.plan.width       # of the table, the rows that are looked up
         assert work.total("weights") - gathered == pytest.approx(4 * cost.parameters + work.rows[-1].weights)
         assert work.total("state") == cost.state_bytes
-    assert [row.place for row in work.rows][0] == "embed" and work.uncounted == ["embed", "head"]
+    assert [row.place for row in work.rows][0] == "embed" and work.uncounted == ["embed"]
 
 
 @pytest.mark.parametrize("name", [name if i % 6 == 0 or name in NEED_OTHERS else
@@ -43,7 +44,7 @@ def test_sums_are_the_costs_of_the_architecture(seed, phase):
 def test_every_operator_executes_at_least_the_products_it_declares(name):
     config, width = next(reference_configs(operators.get(name)))
     length = (6, 6) if config.spatial else 24
-    found = _counts(config, width, length, "prefill", 1)
+    found = counts_of(config, width, length, "prefill", 1)
     if name in NEED_OTHERS:
         assert found is None
         return
@@ -72,11 +73,30 @@ def test_types_and_batches_scale_what_they_should():
     architecture = SPACE.sample(1)
     full, half, many = (workload(architecture, 32, dtype=d, batch=b) for d, b in (
         ("float32", 1), ("bfloat16", 1), ("float32", 3)))
-    for column in ("weights", "stream", "state", "eager"):
+    for column in ("weights", "stream", "eager"):
         assert full.total(column) == 2 * half.total(column)
+    lasting = sum(row.lasting for row in full.rows)                 # sums of recurrences, which stay in float32
+    assert full.total("state") - half.total("state") == half.total("state") - 4 * lasting > 0 < lasting
     assert full.total("macs") == half.total("macs") == many.total("macs") / 3
     assert many.total("stream") == 3 * full.total("stream")
     assert sum(r.weights for r in many.rows[1:]) == sum(r.weights for r in full.rows[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "based", *(pytest.param(name, marks=pytest.mark.long) for name in (
+    "gpt", "mamba2_hybrid", "masformer", "mixed_attention", "transnormer"))])
+def test_bytes_that_are_held_are_those_of_the_module_at_every_length(name, dtype):
+    architecture, short = getattr(bp.presets, name).fixed("tiny"), getattr(torch, dtype)
+    with torch.device("meta"), torch.no_grad():
+        model = architecture.build(device="meta").to(short)
+        for length in (1, 24, 100):
+            _, state = model.step(torch.zeros(1, length, dtype=torch.long), model.init_state(1, dtype=short, device="meta"))
+            work = workload(architecture, length, "decode", dtype=dtype)
+            assert work.state_bytes == sum(one.nbytes for one in found_tensors(state))
+            assert work.weight_bytes == sum(p.nbytes for p in model.parameters())
+            assert workload(architecture, length, batch=3, dtype=dtype).state_bytes == 3 * work.state_bytes
+    assert dtype != "float32" or (work.state_bytes, work.weight_bytes) == (
+        architecture.cost(100).state_bytes, architecture.cost(100).weight_bytes)
 
 
 @torch.no_grad()
@@ -86,12 +106,48 @@ def test_the_peak_of_activations_is_predicted(seed):
     model, ids = architecture.build(seed=0).eval(), torch.zeros(2, 64, dtype=torch.long)
     with LiveBytes() as live:
         model(ids)
-    assert workload(architecture, 64, batch=2).peak_bytes == pytest.approx(live.peak, rel=0.35)
+    assert workload(architecture, 64, batch=2).peak_bytes == pytest.approx(live.peak, rel=0.2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(bp.presets.__all__))
+def test_the_peak_of_a_preset_is_predicted(name):
+    from bodyplan.experiments.bench_cost import peaks
+
+    predicted, measured = peaks(getattr(bp.presets, name).fixed("tiny"))
+    assert predicted == pytest.approx(measured, rel=0.25 if name == "titans" else 0.2)
+
+
+FAR_OFF = {"sub-norms", "sum", "memories and attention"}            # chunks that values mark, too, which are not here
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(MACROS))
+def test_the_peak_of_a_macro_is_predicted_and_every_phase_has_a_workload(name):
+    from bodyplan.experiments.bench_cost import peaks
+
+    architecture = MACROS[name].sample(0)
+    assert workload(architecture, phase="decode").total("macs") >= 0
+    predicted, measured = peaks(architecture, length=64, batch=2)
+    assert predicted == pytest.approx(measured, rel=0.45 if name in FAR_OFF else 0.2)
+
+
+def test_what_is_joined_is_read_twice():
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=8), width=16, head=bp.LanguageHead(),
+                     body=bp.Block(mixer=ATTENTION, join=bp.Blend()))
+    row = next(row for row in workload(space.sample(0), 10).rows if row.place.endswith("join"))
+    assert row.stream == 4 * 3 * 10 * 16 and row.eager >= row.stream
+    assert workload(space.sample(0), 10, "decode").total("stream") > 0
+
+
+def test_embeddings_that_compute_are_counted_and_look_ups_are_not():
+    work = workload(bp.presets.cct.fixed("tiny"))
+    assert work.uncounted == [] and work.rows[0].eager > work.rows[0].stream and work.rows[0].elementwise > 0
 
 
 def test_numbers_decide_what_sparse_experts_run():
     config = bp.MoE(ratio=1, experts=4, top_k=2)
-    found = _counts(config, 16, 32, "prefill", 1)
+    found = counts_of(config, 16, 32, "prefill", 1)
     assert found.products == pytest.approx(config.macs(16, 32), rel=1e-6)
 
 
@@ -99,7 +155,7 @@ def test_what_an_operator_does_is_counted_once(monkeypatch):
     from bodyplan.evaluators.costing import workloads as module
 
     seen = []
-    monkeypatch.setattr(module, "_counts", lambda *given: seen.append(given))
+    monkeypatch.setattr(module, "counts_of", lambda *given: seen.append(given))
     module._each.cache_clear()
     module._group.cache_clear()
     for seed in range(20):
