@@ -4,6 +4,7 @@
     benchmarks      every benchmark below in one page (`make bench` writes docs/benchmarks.md)
     bench_candidate what a candidate costs before anything is measured
     bench_cost      what its formulas and its whole workload take
+    bench_forecast  what `--dry-run` says of small sweeps, and what they take
     bench_slicing   a training step through a supernet's views against the extracted module
     bench_loop      milliseconds per candidate of the in-process loop
     bench_executors milliseconds per candidate of the executors, Ray included

@@ -17,7 +17,7 @@
     fidelity    rank correlation of inherited with standalone scores
     seeds       the seed of an evaluation
     kinship     whose weights a candidate starts from
-    forecast    what a sweep would take
+    forecast    what a sweep would take (rehearsal: a few evaluations made; estimating: the whole from them)
     progress    what a person sees meanwhile (summary: and at the end)
     results     a sweep as its journal tells it, for every view
     tracking    trials shown in MLflow (runs, saved_views: what is written there)

@@ -1,19 +1,16 @@
-"""What a sweep would take, from timing the first of its work."""
+"""What a sweep would take, from doing the first of its work."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from .definition import space_size
-from .executors.base import Job, Outcome, attempt, available_cpus
+from .estimating import Training, gpu_estimate, memory_estimate, seconds_estimate, warnings_of, workers_of
 from .placement import supernet_threads
 from .progress import duration
-from .seeds import evaluation_seed
+from .rehearsal import gpu_peak, own_memory, rehearse
 
 if TYPE_CHECKING:
     from .sweep import Sweep
@@ -22,18 +19,25 @@ __all__ = ["Forecast", "forecast"]
 
 _SAMPLES = 10
 _TRAINING_STEPS = 2
-_RAY_SECONDS = 10.0         # to start a Ray and the workers that train a supernet together
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """An estimate, made on this machine by timing two evaluations and, where weights are trained, two steps.
+    """An estimate, made on this machine from two or three evaluations and, where weights are trained, four steps.
 
-    `seconds` covers supernet training, search, twin and retraining, None where only `hours` bounds the search.
+    `seconds` covers supernet training, probes, search, twin, retraining and the front's scores on the test split, None
+    where only `hours` bounds the search; `hours` bounds what comes before its end, and what follows is on top.
+    `seconds_per_trial` is of one evaluation alone. `seconds_alone` of it are measured with the machine to itself (objectives
+    with a `device`): such parts take turns however many workers there are, and another's scoring waits meanwhile.
+    On a cluster they take turns per machine, which is not counted; nor is what a predictor saves of them.
     `seconds_per_step` is of one process that makes all visits of a step, `seconds` counts how they are dealt over
     `supernet_workers`.
-    `memory_gb` (10^9 bytes) is this process and one like it per worker. `failures` are the reasons of timed evaluations
-    that failed.
+
+    In 10^9 bytes: `worker_gb` the most that was resident in a process that evaluated the largest candidate, this one where
+    evaluations are made inline; `driver_gb` what this process holds during the search; `memory_gb` all processes together
+    in the larger of training and search, what they share once. `gpu_gb` what torch takes of one GPU, besides the contexts
+    of its processes, None where the sweep computes on a CPU. `warnings` say which limits that exceeds, `failures` are the
+    reasons of evaluations that failed.
     """
 
     space_size: str | None
@@ -46,6 +50,11 @@ class Forecast:
     workers: int
     supernet_workers: int = 1
     failures: tuple[str, ...] = ()
+    seconds_alone: float = 0.0
+    worker_gb: float | None = None
+    driver_gb: float = 0.0
+    gpu_gb: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,43 +64,47 @@ class Forecast:
         if self.space_size is not None:
             size = f"{int(self.space_size):,}" if len(self.space_size) < 16 else f"{float(self.space_size):.2e}"
             size += " genomes"
+        turns = f", {duration(self.seconds_alone)} of it alone on the machine" if self.seconds_alone else ""
         lines = [f"space: {size}, {self.num_genes} decisions", "ten samples:", *(f"  {s}" for s in self.samples),
-                 f"one evaluation: {duration(self.seconds_per_trial)}, {self.workers} at a time"]
+                 f"one evaluation: {duration(self.seconds_per_trial)}{turns}, {self.workers} at a time"]
         if self.seconds_per_step is not None:
             shared = f", its work dealt over {self.supernet_workers} workers" if self.supernet_workers > 1 else ""
             lines.append(f"one training step of the supernet: {duration(self.seconds_per_step)}{shared}")
+        if self.worker_gb is not None:
+            lines.append(f"memory: {self.driver_gb:.2f} GB here, {self.worker_gb:.2f} GB at most in a process that evaluates")
+        if self.gpu_gb is not None:
+            lines.append(f"GPU memory: {self.gpu_gb:.2f} GB")
         lines += [f"an evaluation failed: {reason}" for reason in self.failures]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         total = "as long as `hours` says" if self.seconds is None else f"about {duration(self.seconds)}"
         return "\n".join([*lines, f"in all: {total}, {self.memory_gb:.1f} GB of memory; nothing was written"])
 
 
 def forecast(sweep: Sweep) -> Forecast:
-    """Time the smallest and the largest candidate and, for a supernet, two steps; nothing is written."""
+    """Evaluate the smallest and the largest candidate and, for a supernet, train a few steps; nothing is written."""
     space = sweep.space
     genomes = [space.sample_genome(Random(f"{sweep.seed} sample {i}")) for i in range(_SAMPLES)]
-    weights, per_step = _supernet(sweep)
-    outcomes = _evaluate(sweep, weights)
-    per_trial = sum(outcome.seconds for outcome in outcomes) / len(outcomes)
-    workers = 1 if sweep.executor == "inline" else sweep.workers or available_cpus()
-    reasons = tuple(outcome.failure.reason for outcome in outcomes if outcome.failure)
-    return Forecast(space_size(space), len(space.genes), tuple(_line(sweep, genome) for genome in genomes), per_trial,
-                    per_step, _total(sweep, per_trial, per_step, workers), _memory_gb(workers, sweep), workers,
-                    sweep.supernet_workers, reasons)
+    trained = _supernet(sweep)
+    tried = rehearse(sweep, trained.weights)
+    workers = workers_of(sweep)
+    driver, total = memory_estimate(sweep, trained, tried, workers)
+    gpu = gpu_estimate(sweep, trained, tried, workers)
+    worker = None if tried.memory is None else tried.memory.peak
+    return Forecast(
+        space_size(space), len(space.genes), tuple(_line(sweep, genome) for genome in genomes), tried.seconds, trained.step,
+        seconds_estimate(sweep, tried, trained.step, workers), total / 1e9, workers, sweep.supernet_workers, tried.failures,
+        tried.alone, _gigabytes(worker), driver / 1e9, _gigabytes(gpu), tuple(warnings_of(sweep, worker, total, gpu)))
 
 
-def _evaluate(sweep: Sweep, weights: Any) -> list[Outcome]:
-    evaluator = sweep.evaluator(weights)
-    evaluator.setup()
-    genomes = [sweep.space.smallest(), sweep.space.largest()]
-    jobs = [Job(i, "score", genome, evaluation_seed(sweep.seed, genome, sweep.fidelity), sweep.fidelity)
-            for i, genome in enumerate(genomes)]
-    return [attempt(evaluator, job, "dry run") for job in jobs]
+def _gigabytes(number: float | None) -> float | None:
+    return None if number is None else number / 1e9
 
 
-def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
-    """Weights barely trained, and the seconds of a step."""
+def _supernet(sweep: Sweep) -> Training:
+    """Weights barely trained; they lie where the sweep has them while it searches."""
     if not sweep.supernet:
-        return None, None
+        return Training()
+    from ..evaluators.devices import release
     from ..evaluators.training import step_seconds
     from ..space.elastic.supernet import Supernet
 
@@ -100,35 +113,10 @@ def _supernet(sweep: Sweep) -> tuple[Any, float | None]:
     seconds = step_seconds(net, sweep.task, _TRAINING_STEPS, strategy=sweep.supernet_strategy, seed=sweep.seed,
                            device=sweep.device, dtype=sweep.dtype, auxiliary=sweep.auxiliary,
                            threads=supernet_threads(sweep))
-    return net.state_numpy(), seconds
-
-
-def _share(sweep: Sweep) -> float:
-    """The part of a step's work that falls to each of the workers that train the supernet."""
-    from ..evaluators.distributed import Group
-    from ..evaluators.strategies import resolve
-
-    visits = len(list(resolve(sweep.supernet_strategy).visits(sweep.space, 0, sweep.supernet_steps, sweep.seed)))
-    return sum(1 / share.parts for share in Group(0, sweep.supernet_workers).deal(visits)) / visits
-
-
-def _total(sweep: Sweep, per_trial: float, per_step: float | None, workers: int) -> float | None:
-    if sweep.trials is None:
-        return None
-    seconds = sweep.trials * (2 if sweep.twin else 1) * per_trial / workers
-    if per_step is not None:
-        # a sandwich step visits three subnets of about a third of the largest's cost; one alone costs about a third
-        alone = (sweep.retrain + sweep.fidelity_sample) * sweep.steps * per_step / 3 / workers
-        seconds += sweep.supernet_steps * per_step * _share(sweep) + alone
-        seconds += _RAY_SECONDS * (sweep.supernet_workers > 1)
-    if sweep.hours is not None:
-        seconds = min(seconds, sweep.hours * 3600)
-    return seconds
-
-
-def _memory_gb(workers: int, sweep: Sweep) -> float:
-    resident: int = psutil.Process(os.getpid()).memory_info().rss
-    return resident * (1 if sweep.executor == "inline" else 1 + max(workers, sweep.supernet_workers)) / 1e9
+    memory = replace(own_memory(), gpu=gpu_peak(sweep.device))
+    weights = net.state_numpy()
+    release(net)
+    return Training(weights, seconds, memory)
 
 
 def _line(sweep: Sweep, genome: Any) -> str:

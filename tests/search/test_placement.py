@@ -10,6 +10,7 @@ from bodyplan.evaluators import devices, precision
 from bodyplan.search.definition import definition
 from bodyplan.search.executors.ray import RayExecutor
 from bodyplan.search.placement import told
+from bodyplan.search.rehearsal import Rehearsal
 
 ADDRESS = "127.0.0.1:6379"
 
@@ -126,11 +127,10 @@ def test_a_cluster_answers_for_its_own_devices(small, no_knocking, monkeypatch):
 
 def test_a_dry_run_counts_what_the_workers_of_the_supernet_share(small, monkeypatch):
     monkeypatch.setattr("bodyplan.evaluators.training.step_seconds", lambda *_, **__: 3.0)
-    monkeypatch.setattr("bodyplan.search.forecast._evaluate", lambda sweep, weights: [
-        type("Outcome", (), {"seconds": 0.0, "failure": None})])
+    monkeypatch.setattr("bodyplan.search.forecast.rehearse", lambda sweep, weights: Rehearsal(0.0))
     more = {"supernet_steps": 100, "retrain": 0, "fidelity_sample": 0}
     alone, two = small(**more).dry_run(), small(**more, executor="ray", workers=1, supernet_workers=2).dry_run()
     four = small(**more, executor="ray", workers=1, supernet_workers=4).dry_run()
-    assert alone.seconds == 300                                     # a sandwich makes three visits a step
-    assert two.seconds == pytest.approx(300 * 2 / 3 + 10) and four.seconds == pytest.approx(300 / 4 + 10)
+    assert alone.seconds == 305                                     # a sandwich makes three visits a step
+    assert two.seconds == pytest.approx(300 * 2 / 3 + 25) and four.seconds == pytest.approx(300 / 4 + 25)    # two Rays
     assert "dealt over 2 workers" in str(two) and "dealt over" not in str(alone)
