@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from random import Random as Generator
 from typing import TYPE_CHECKING, Any
 
@@ -227,11 +228,7 @@ def measure_front(session: Session) -> None:
 def _measure(session: Session, stream: str, names: Sequence[str], points: Sequence[Any]) -> None:
     """Raises BodyplanError where a measurement fails: then nobody knows what is on the front."""
     needed = [objective for objective in session.objectives if objective.name in names]
-    folder = session.sweep.weights_folder
-    kept = {point.number for point in points if folder is not None and (folder / f"{point.hash}.safetensors").is_file()}
-    for trained in (folder, None):                       # those whose weights are gone are trained again
-        subjects = [Subject(point.number, point.genome, point.hash) for point in points
-                    if (point.number in kept) == (trained is not None)]
+    for trained, subjects in _by_weights(session, points):
         bodies = session.evaluate("measured", "measure", {**session.sweep.fidelity, "measure": list(names)}, subjects, needed,
                                   "measuring what is on the front by prediction", trained=trained, stream=stream,
                                   again=True)
@@ -239,6 +236,16 @@ def _measure(session: Session, stream: str, names: Sequence[str], points: Sequen
             if body["state"] != "complete":
                 raise BodyplanError(f"the front is measured: trial {number}, on it by a prediction, could not be "
                                     f"({body['failure']['reason']}); see why, then resume")
+
+
+def _by_weights(session: Session, points: Iterable[Any]) -> Iterator[tuple[Path | None, list[Subject]]]:
+    """Front members whose weights are kept, with the folder; then those that must be trained again."""
+    folder = session.sweep.weights_folder
+    found: dict[bool, list[Subject]] = {True: [], False: []}
+    for point in points:
+        is_kept = folder is not None and (folder / f"{point.hash}.safetensors").is_file()
+        found[is_kept].append(Subject(point.number, point.genome, point.hash))
+    yield from ((folder if is_kept else None, subjects) for is_kept, subjects in found.items() if subjects)
 
 
 def train_alone(session: Session) -> None:
@@ -256,14 +263,13 @@ def train_alone(session: Session) -> None:
 
 
 def measure_test(session: Session) -> None:
-    """Measure the front again on the test split, which nothing was chosen by; where candidates inherit, as they were kept."""
+    """Measure the front again on the test split, which nothing was chosen by, with the weights it was judged by."""
     metric = session.metric
     if metric is None:
         return
-    subjects = [Subject(point.number, point.genome, point.hash) for point in session.front()]
-    session.evaluate("test", "test", {**session.sweep.fidelity, "split": "test"}, subjects, [metric],
-                     "measuring the front on the test split",
-                     trained=session.sweep.weights_folder if session.sweep.inherit else None)
+    for trained, subjects in _by_weights(session, session.front()):
+        session.evaluate("test", "test", {**session.sweep.fidelity, "split": "test"}, subjects, [metric],
+                         "measuring the front on the test split", trained=trained)
 
 
 def conclude(session: Session) -> Front:

@@ -100,6 +100,8 @@ def model_inputs(plan: Any, batch: int, length: int, device: torch.device, dtype
     embed = plan.embed
     if hasattr(embed, "vocab"):
         return rotated((batch, length), device, torch.int64, vocab=int(embed.vocab))
+    if hasattr(embed, "features"):
+        return rotated((batch, length * int(embed.stack), int(embed.features)), device, dtype)
     if hasattr(embed, "steps"):
         return rotated((batch, int(embed.steps), length), device, torch.float32)
     return rotated((batch, int(embed.channels), *map(int, embed.sides)), device, dtype)

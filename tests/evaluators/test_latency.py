@@ -65,6 +65,13 @@ def test_image_models_are_measured_on_pixels_and_have_no_decode():
         LatencyProbe()(IMAGE, model)
 
 
+@pytest.mark.parametrize("embed", [bp.FrameTokenizer(features=6, layers=1), bp.FrameEmbedding(features=6, stack=2)])
+def test_a_network_of_frames_is_timed_on_frames(embed):
+    body = bp.Block(mixer=bp.Attention(heads=2, bidirectional=True))
+    architecture = bp.Space(embed=embed, width=8, body=body, head=bp.ClassifierHead(3)).sample(0)
+    assert LatencyProbe(length=4, phase="prefill", budget_ms=1)(architecture, architecture.build()).value > 0
+
+
 def test_an_encoder_decoder_is_timed_with_a_source():
     body = bp.EncoderDecoder(bp.Block(mixer=bp.Attention(heads=2)), bp.Block(mixer=bp.CrossAttention(heads=2)))
     architecture = bp.Space(embed=bp.TokenEmbedding(vocab=16), width=8, body=body, head=bp.LanguageHead()).sample(0)
