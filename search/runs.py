@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runs", "connect"]
 
-_SWEEP, _NUMBER = "bodyplan.sweep", "number"
+_SWEEP, _NUMBER, _PREDICTED = "bodyplan.sweep", "number", "predicted"
 _ON_FRONT, _OFF_FRONT = "#D55E00", "#B3BAC5"  # the colours of the figures; MLflow draws a run in its `mlflow.runColor`
 _MOST_TAG, _MOST_PARAM, _MOST_PARAMS, _MOST_METRICS = 7_900, 5_900, 100, 1_000  # MLflow's limits, a little below
 _PARAMS = ("seed", "trials", "hours", "executor", "workers", "order", "in_flight", "space_size", "space_hash",
@@ -52,11 +52,12 @@ def connect(uri: str) -> MlflowClient:
 
 @dataclass
 class Child:
-    """A candidate's run, and the front rank it was last given there."""
+    """A candidate's run, the front rank it was last given there, and which of its numbers are predictions there."""
 
     run_id: str
     rank: int | None
     is_done: bool
+    predicted: str = ""
 
 
 class Runs:
@@ -92,6 +93,7 @@ class Runs:
         Until `is_final`, only children that joined or left the front are tagged anew; then all that changed rank.
         """
         results = Results.read(self._journal)
+        self._correct(results)
         self._tag_front(results, is_final)
         self._log_parent(results)
         self._log_table(results)
@@ -161,7 +163,8 @@ class Runs:
                 continue
             rank = run.data.metrics.get(RANK)
             self._children[int(run.data.tags[_NUMBER])] = Child(
-                run.info.run_id, None if rank is None else int(rank), run.info.status != "RUNNING")
+                run.info.run_id, None if rank is None else int(rank), run.info.status != "RUNNING",
+                run.data.tags.get(_PREDICTED, ""))
         if parent is not None:
             self._client.update_run(parent, status="RUNNING")
         return parent
@@ -190,11 +193,20 @@ class Runs:
             run = self._client.create_run(self.experiment_id, _milliseconds(trial.started), tags,
                                           f"{trial.number:04d} {trial.short}")
             child = self._children[trial.number] = Child(run.info.run_id, None, False)
+        child.predicted = _predicted(trial)
         self._log(child.run_id, _trial_metrics(trial), {key(path): label for path, label in trial.labels.items()},
                   time_ms=_milliseconds(trial.finished))
         status = "FINISHED" if trial.state == "complete" else "FAILED"
         self._client.set_terminated(child.run_id, status, _milliseconds(trial.finished))
         child.is_done = True
+
+    def _correct(self, results: Results) -> None:
+        """Put what was measured after all in the place of predictions."""
+        for trial in results.complete:
+            child = self._children.get(trial.number)
+            if child is not None and child.predicted != _predicted(trial):
+                self._log(child.run_id, _trial_metrics(trial), tags={_PREDICTED: _predicted(trial)})
+                child.predicted = _predicted(trial)
 
     def _tag_front(self, results: Results, is_final: bool) -> None:
         for number, rank in results.ranks.items():
@@ -301,9 +313,18 @@ def _fidelity_numbers(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _predicted(trial: Trial) -> str:
+    """The objectives of which only a prediction is known."""
+    return ", ".join(trial.predicted)
+
+
 def _trial_tags(trial: Trial) -> dict[str, str]:
     tags = {_NUMBER: str(trial.number), "arch_hash": trial.hash, "state": trial.state, "pareto": "false",
             "initial": str(trial.initial).lower(), "mlflow.runColor": _OFF_FRONT}
+    if trial.predicted:
+        tags[_PREDICTED] = _predicted(trial)
+    if trial.is_screened:
+        tags["state"] = "not tried"
     if trial.seed is not None:
         tags["seed"] = str(trial.seed)
     if trial.failure is not None:

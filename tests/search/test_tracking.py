@@ -161,6 +161,30 @@ def test_a_tracker_killed_half_way_leaves_no_double(tmp_path, store):
     assert all(run.info.status == "FINISHED" and "loss" in run.data.metrics for run in children.values())
 
 
+def test_what_was_predicted_is_tagged_and_replaced_once_it_was_measured(tmp_path, store):
+    directory = write_sweep(tmp_path / "predicted", trials=4, twin=False, finished=False)
+    values = {"loss": 2.0, "decode_latency": 0.9, "parameters": 1e5}
+    with Journal.open(directory, write=True) as journal:
+        genome = journal.trials("search")[0].genome
+        for number, extra in ((4, {"predicted": ["decode_latency"]}), (5, {"screened": {"decode_latency": [9.0, 8.0, 9.5]}})):
+            state = {"state": "complete", "values": values, "intervals": {"decode_latency": [0.8, 1.0]}} if number == 4 else {
+                "state": "failed", "failure": {"reason": "not tried: ...", "traceback": ""}}
+            journal.append("ask", {"n": 1, "genomes": [genome.to_json()], "numbers": [number], "new": [True],
+                                   "hashes": [f"{number}" * 64], "labels": [{"width": "64"}]})
+            journal.append("result", {"number": number, "seconds": 0.5, "seed": 1, "worker": "w0", "extra": extra, **state})
+    _, children = runs_of(store, rebuild(directory, store))
+    assert children[4].data.tags["predicted"] == "decode_latency" and children[4].data.metrics["decode_latency"] == 0.9
+    assert children[5].data.tags["state"] == "not tried" and "predicted" not in children[3].data.tags
+    with Journal.open(directory, write=True) as journal:
+        journal.append("measured", {"number": 4, "state": "complete", "values": {"decode_latency": 0.95},
+                                    "intervals": {"decode_latency": [0.94, 0.96]}, "extra": {}})
+        (trial,) = [trial for trial in journal.trials("search") if trial.number == 4]
+    assert trial.values == {**values, "decode_latency": 0.95} and trial.intervals["decode_latency"] == (0.94, 0.96)
+    assert trial.extra["guesses"] == {"decode_latency": [0.9, 0.8, 1.0]} and not trial.predicted
+    _, children = runs_of(store, rebuild(directory, store))
+    assert children[4].data.metrics["decode_latency"] == 0.95 and children[4].data.tags["predicted"] == ""
+
+
 def test_a_tracker_follows_a_sweep_and_drains_on_closing(tmp_path, store):
     directory = write_sweep(tmp_path / "live", trials=2, twin=False, finished=False)
     with Journal.open(directory, write=True) as journal, MLflowTracker(directory, store) as tracker:
