@@ -162,7 +162,8 @@ class Surrogates:
 
 def _conditions(objective: Objective) -> dict[str, Any]:
     """The tokens and the phase that costs are counted for, where the objective says."""
-    probe, found = objective.evaluate, {}
+    probe: Any = objective.evaluate
+    found: dict[str, Any] = {}
     if (length := getattr(probe, "length", None)) is not None:
         found["length"] = length
     if getattr(probe, "phase", None) in ("prefill", "decode"):
