@@ -49,6 +49,12 @@ def test_a_supernet_sweep_goes_from_weights_to_an_exported_knee(small):
     assert not (sweep.directory / "supernet.checkpoint.safetensors").exists()
 
 
+def test_the_test_split_is_measured_with_the_weights_a_candidate_was_judged_by(small):
+    sweep = small(supernet=False, trials=4)
+    for point in sweep.run():
+        assert point.test["loss"] == pytest.approx(sweep.task.score(point.module(), "test"), rel=1e-6)
+
+
 def test_a_point_gives_the_weights_it_was_judged_by_and_those_of_its_retraining(small):
     sweep = small()
     front = sweep.run()
