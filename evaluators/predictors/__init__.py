@@ -11,6 +11,7 @@
     boosting.py     gradient boosting (scikit-learn)
     conformal.py    the margins of intervals
     drift.py        shifts between measuring sessions
+    known_devices.py    samples measured on known devices, and a model of each for samples that were not
     transfer.py     Transfer: a new device from a few measured samples and from devices already known
 """
 
