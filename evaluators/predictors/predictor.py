@@ -121,7 +121,7 @@ class Predictor:
         folds = np.random.default_rng(self.seed).permutation(len(found)) % min(self.folds, len(found))
         known = table
         if table.base is None and table.amounts is not None:
-            self.prices, totals = priced(table.amounts, found, folds)
+            self.prices, totals = priced(table, found, folds)
             known = table if self.prices is None else replace(table, base=totals)
         self.factors = found if known.base is None else found / known.base
         self.models = [(name, maker().fit(known, np.log(self.factors) if logs else self.factors), logs)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .table import Floats
+from .additive import Additive
+from .table import Floats, Table
 
 __all__ = ["Prices", "priced"]
 
@@ -46,15 +47,19 @@ class Prices:
         return found
 
 
-def priced(amounts: Sequence[Mapping[str, float]], values: Floats, folds: Any) -> tuple[Prices | None, Floats]:
-    """Prices, and what those found without its fold say of each sample; None where that is no better than the median."""
-    totals = np.zeros(len(values))
+def priced(table: Table, values: Floats, folds: Any) -> tuple[Prices | None, Floats]:
+    """Prices, and what those found without its fold say of each sample.
+
+    None where a ridge regression of logarithms on the table's numbers comes nearer: then these say what counts.
+    """
+    amounts, logs, totals = table.amounts, np.log(values), np.zeros(len(values))
+    assert amounts is not None
     for fold in np.unique(folds):
         rest = np.flatnonzero(folds != fold)
         found = Prices().fit([amounts[i] for i in rest], values[rest])
         totals[folds == fold] = found.total([amounts[i] for i in np.flatnonzero(folds == fold)])
-    logs = np.log(values)
-    if np.abs(logs - np.log(totals)).mean() >= np.abs(logs - np.median(logs)).mean():
+    plain = Additive().fit(Table(table.values, table.names, amounts=amounts), logs).out_of_fold(folds).mean
+    if np.abs(logs - np.log(totals)).mean() >= np.abs(logs - plain).mean():
         return None, totals
     return Prices().fit(amounts, values), totals
 
