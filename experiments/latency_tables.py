@@ -149,11 +149,11 @@ def works(folder: Path, seeds: int) -> Iterator[Work]:
                     yield (f"fbnet/{device}/{size}/{method}/unknown/{seed}",
                            partial(_curve, table, latencies[device], size, seed, method, "unknown"))
     four = {**sets, "products": products(), "gold_6240": (table, latencies["gold_6240"])}
-    for method, among in (("gaussian", four), ("ridge", four), ("boosting", {**sets, "products": products()})):
-        for size in (100, 30, 50, 200):
-            for name, (rows, truth) in among.items():
-                for part in range(10):
-                    first = 1000 + SPLITS * part
+    for method, among in (("ridge", four), ("gaussian", four), ("boosting", {**sets, "products": products()})):
+        for part in range(10):
+            first = 1000 + SPLITS * part
+            for size in (30, 50, 100, 200):
+                for name, (rows, truth) in among.items():
                     yield f"held/{name}/{size}/{method}/{part}", partial(_held, rows, truth, size, method, first)
 
 
