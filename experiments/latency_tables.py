@@ -12,10 +12,7 @@ the same command continues where it was stopped. The second command writes the p
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,46 +28,14 @@ from ..evaluators.devices import device_fingerprint
 from ..evaluators.predictors import Predictor, Table, Transfer, find_drift
 from ..evaluators.predictors.table import Floats
 from .latency_page import write_page
+from .measured_tables import HAT, fbnet, hat, products, tables_folder
 
 __all__ = ["fbnet", "hat", "main", "tables_folder"]
 
-HAT = {"Titan Xp": "hat_wmt14ende_gpu_titanxp_all.csv.gz", "Raspberry Pi 4": "hat_wmt14ende_cpu_raspberrypi_all.csv.gz"}
-FBNET = "fbnet_latency.csv.gz"
 SIZES = (20, 50, 100, 200, 500)
 PHONES = ("essential_ph_1", "samsung_a50", "samsung_s7")
+SPLITS = 20             # in one line of results; a cell of the page has ten
 Work = tuple[str, Callable[[], dict[str, Any]]]
-
-
-def tables_folder(given: str | None = None) -> Path:
-    """Where the tables are. Raises ValueError when they are not there."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "bench"
-    folder = Path(given or os.environ.get("BODYPLAN_TABLES") or beside)
-    missing = [name for name in (*HAT.values(), FBNET) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"the study needs {', '.join(missing)} in {folder}; say where with --tables or BODYPLAN_TABLES")
-    return folder
-
-
-def _columns(path: Path) -> dict[str, list[str]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def hat(folder: Path, device: str) -> tuple[Table, Floats]:
-    """Ten features of each transformer with the order of its row, and encoder plus decoder latency in milliseconds."""
-    columns = {name: np.array(values, dtype=np.float64) for name, values in _columns(folder / HAT[device]).items()}
-    names = tuple(name for name in columns if not name.startswith("latency"))
-    latency = columns["latency_mean_encoder"] + columns["latency_mean_decoder"]
-    return Table(np.stack([columns[name] for name in names], axis=1), names, order=np.arange(float(len(latency)))), latency
-
-
-def fbnet(folder: Path) -> tuple[Table, dict[str, Floats]]:
-    """The operator of each of 22 blocks, and milliseconds by device."""
-    columns = _columns(folder / FBNET)
-    operators = np.array([values for name, values in columns.items() if not name.startswith("lat_")], dtype=np.str_).T
-    latencies = {name[4:]: np.array(values, dtype=np.float64) for name, values in columns.items() if name.startswith("lat_")}
-    return Table(np.zeros((len(operators), 0)), (), operators), latencies
 
 
 def _spearman(a: Floats, b: Floats) -> float:
@@ -139,6 +104,12 @@ def _ceiling(table: Table, latencies: dict[str, Floats], device: str) -> dict[st
     return {"spearman": _spearman(found[kept], truth[test][kept]), "distinct": len(np.unique(truth))}
 
 
+def _held(table: Table, truth: Floats, size: int, method: str, first: int) -> dict[str, Any]:
+    """What intervals held in the mean over `SPLITS` exchangeable splits."""
+    found = [_curve(table, truth, size, seed, method, "unknown")["coverage"] for seed in range(first, first + SPLITS)]
+    return {"coverage": float(np.mean(found)), "splits": SPLITS}
+
+
 def works(folder: Path, seeds: int) -> Iterator[Work]:
     """Everything the study does, under a name that is its key in the results; what shows most comes first."""
     yield "machine", lambda: {"processor": str(device_fingerprint("cpu")["name"]), "torch": torch.__version__}
@@ -177,6 +148,13 @@ def works(folder: Path, seeds: int) -> Iterator[Work]:
                 for method in ("gaussian", "ridge"):
                     yield (f"fbnet/{device}/{size}/{method}/unknown/{seed}",
                            partial(_curve, table, latencies[device], size, seed, method, "unknown"))
+    four = {**sets, "products": products(), "gold_6240": (table, latencies["gold_6240"])}
+    for method, among in (("ridge", four), ("gaussian", four), ("boosting", {**sets, "products": products()})):
+        for part in range(10):
+            first = 1000 + SPLITS * part
+            for size in (30, 50, 100, 200):
+                for name, (rows, truth) in among.items():
+                    yield f"held/{name}/{size}/{method}/{part}", partial(_held, rows, truth, size, method, first)
 
 
 def study(out: Path, folder: Path, seeds: int = 10, only: str = "") -> Path:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...space.tree import axes_of
-from ..costing.workloads import workload
-from .table import Table
+from ..costing.workloads import Workload, workload
+from .table import Table, based
 from .typed_graph import of_architecture
 
 if TYPE_CHECKING:
@@ -24,27 +24,43 @@ COSTS = ("parameters", "macs", "decode_macs", "state_bytes", "operators")
 WORK = ("hidden", "transforms", "scans", "elementwise", "weights", "stream", "state", "eager")
 
 
-def features(architectures: Iterable[Architecture], length: Length | None = None, phase: str = "prefill") -> Table:
-    """Architectures of one space, or of several: what they do and move, their operators, their graphs.
+def features(architectures: Iterable[Architecture], length: Length | None = None, phase: str = "prefill",
+             base: Any = None) -> Table:
+    """Architectures of one space, or of several, as a table with numbers, operators, graphs and amounts.
 
     Numbers: natural logarithms of 1 + parameters, multiply-adds of a prefill and of one more token, state bytes, the count
-    of operators, and then of what is run in `phase` for `length` tokens, see `OperatorCost`: sums over all runs of operators
-    and the count of these runs. What genes say is in the operators, the graphs and these sums, and is not repeated: a column
-    for every choice would drown the others.
+    of operators, and then of what is run in `phase` for `length` tokens, see `OperatorCost`: sums over all runs of operators,
+    the count of these runs, and how often a loop adds a low-rank pair to a matrix of how many numbers. What genes say is in
+    the operators, the graphs and these sums; a column for every choice would drown the others. Amounts: runs, multiply-adds
+    and bytes of each class of operators. base: what `Table.base` says, or a `Device`, which is asked for this phase and
+    length.
     """
     found = list(architectures)
-    numbers = []
+    numbers, amounts = [], []
     for architecture in found:
-        cost, work = architecture.cost(length), workload(architecture, length, phase)
+        cost, work, (merges, merged) = architecture.cost(length), workload(architecture, length, phase), _merges(architecture)
+        spent = {"merges": merges, "merged": merged, **_amounts(work)}
+        runs = sum(amount for name, amount in spent.items() if name.startswith("runs in "))
         tally = (cost.parameters, cost.macs, cost.decode_macs, cost.state_bytes, len(architecture.placed),
-                 *(work.total(column) for column in WORK), sum(row.times for _, group in work.groups for row in group.rows),
-                 *_merges(architecture))
+                 *(work.total(column) for column in WORK), runs, merges, merged)
         numbers.append([math.log1p(number) for number in tally])
+        amounts.append(spent)
     rows = [[str(place.operator) for place in architecture.placed] for architecture in found]
     wide = max(map(len, rows))
     operators = np.array([[*row, *[""] * (wide - len(row))] for row in rows], dtype=np.str_)
     names = (*COSTS, *WORK, "runs", "merges", "merged")
-    return Table(np.array(numbers), names, operators, tuple(map(of_architecture, found)))
+    return Table(np.array(numbers), names, operators, tuple(map(of_architecture, found)), amounts=tuple(amounts),
+                 base=None if base is None else based(base, found, phase, length))
+
+
+def _amounts(work: Workload) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for _, group in work.groups:
+        for row in group.rows:
+            kind = row.label.partition("(")[0]
+            for name, amount in (("runs", row.times), ("macs", row.macs), ("bytes", row.eager or row.least)):
+                found[f"{name} in {kind}"] = found.get(f"{name} in {kind}", 0.0) + amount
+    return found
 
 
 def _merges(architecture: Architecture) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from .table import Floats, Table
 
 __all__ = ["Boosting"]
 
+MANY = 100      # samples; of more, a fifth can be spared: without a fifth of 50, 90 % intervals held 93 %, not 92
+
 
 class Boosting:
     """A model for `Predictor`: boosted trees on values held within five spreads of their median.
@@ -46,7 +48,7 @@ class Boosting:
 
     def out_of_fold(self, folds: Any, sessions: bool = True) -> Belief:
         mean = np.zeros(len(self.y))
-        folds = folds % 5                                       # five trainings are enough for a share and a margin
+        folds = folds if len(self.y) <= MANY else folds % 5
         for fold in np.unique(folds):
             out, rest = folds == fold, folds != fold
             mean[out] = self._fitted(self.x[rest], self.y[rest]).predict(self.x[out])

@@ -23,7 +23,8 @@ __all__ = ["Belief", "GaussianProcess"]
 CONSTANT = 25.0         # prior variance of the mean, in units of the values' variance
 FREEDOM = 4.0           # degrees of freedom of the noise
 REFITS = 5              # how often parameters are looked for again to know the errors on rows not seen
-NOISE = (-1.5, 1.25)    # prior of the noise's log standard deviation
+NOISE = (-1.5, 1.25)    # prior of the noise's log standard deviation, in units of the values'
+OVER_BASE = (-0.3, 1.0)     # the same of what a base leaves over, which is noise above all
 
 
 class Belief(NamedTuple):
@@ -49,7 +50,7 @@ class GaussianProcess:
         self.terms = list(self.given) if self.given is not None else _terms(table)
         self.middle, self.scale = float(np.median(values)), float(values.std()) or 1.0
         self.values = torch.from_numpy((values - self.middle) / self.scale)
-        priors = [term.fit(table) for term in self.terms] + [[NOISE]]
+        priors = [term.fit(table) for term in self.terms] + [[NOISE if table.base is None else OVER_BASE]]
         self.cuts = list(np.cumsum([0, *map(len, priors)]))
         self.prior = torch.tensor([entry for prior in priors for entry in prior], dtype=torch.float64)
         self.parts = [term.read(table) for term in self.terms]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -15,11 +15,13 @@ from .boosting import Boosting
 from .conformal import fewest, margin
 from .drift import Drift, find_drift
 from .gaussian import Belief, GaussianProcess
+from .prices import priced
 from .table import Floats, Samples, Table, as_table, check_values
 
 __all__ = ["Model", "Prediction", "Predictor", "Report"]
 
 EXACT_WIDTH = 1e-6      # of the value: what rounding may do to an exact sum
+LEAST_REACH = 1e-5      # of the value: no interval of a model is narrower to a side; its rounding may do as much
 RIVALS = ("gaussian", "gaussian linear", "boosting")
 
 
@@ -83,6 +85,10 @@ class Predictor:
     with the order they were measured in, the machine's drift is kept apart from what the samples cost, and a sample
     predicted without one is predicted for a typical session.
 
+    Where samples come with a base, such as a profile's sum over operators, what is learned is the factor between the two:
+    fewer measurements are enough. Where they come with amounts, as architectures do, the base is a sum of prices learned
+    from the same measurements (`Prices`).
+
     Example:
         >>> import numpy as np
         >>> size = np.linspace(1.0, 9.0, 40)
@@ -101,19 +107,24 @@ class Predictor:
         self.makers = _makers(model)
         self.coverage, self.folds, self.seed = coverage, folds, seed
 
-    def fit(self, samples: Samples, values: ArrayLike, order: ArrayLike | None = None) -> Predictor:
-        """Learn from samples (whatever `as_table` takes), their values and, where known, the order of measuring.
+    def fit(self, samples: Samples, values: ArrayLike, order: ArrayLike | None = None, base: Any = None) -> Predictor:
+        """Learn from samples, their values and, where known, the order of measuring and a base, as `as_table` takes them.
 
         Raises ValueError for too few samples for the coverage, values that are not finite, not positive or all the same.
         """
-        table = as_table(samples, order)
+        table = as_table(samples, order, base)
         found = check_values(values, len(table), max(fewest(self.coverage), 5))
         if found.min() <= 0:
             raise ValueError(f"measurements must be above 0: got {found.min():g} at sample {int(found.argmin())}")
-        self.table, self.values = table, found
+        self.table, self.values, self.prices = table, found, None
         self.exact: Exact | None = additivity(table, found)
         folds = np.random.default_rng(self.seed).permutation(len(found)) % min(self.folds, len(found))
-        self.models = [(name, maker().fit(table, np.log(found) if logs else found), logs)
+        known = table
+        if table.base is None and table.amounts is not None:
+            self.prices, totals = priced(table, found, folds)
+            known = table if self.prices is None else replace(table, base=totals)
+        self.factors = found if known.base is None else found / known.base
+        self.models = [(name, maker().fit(known, np.log(self.factors) if logs else self.factors), logs)
                        for name, (maker, logs) in self.makers.items()]
         self._weigh(folds)
         self._look()
@@ -126,9 +137,9 @@ class Predictor:
         for sessions in (False, True):
             beliefs = [_as_log(model.out_of_fold(folds, sessions), logs) for _, model, logs in self.models]
             if not sessions and len(beliefs) > 1:
-                self.shares = _best_shares(beliefs, np.log(self.values))
+                self.shares = _best_shares(beliefs, np.log(self.factors))
             mean, spread = _mixed(beliefs, self.shares)
-            self.rests[sessions] = np.log(self.values) - mean, spread
+            self.rests[sessions] = np.log(self.factors) - mean, spread
             if self.table.order is None:
                 self.rests[True] = self.rests[False]
                 break
@@ -145,17 +156,21 @@ class Predictor:
         self.report = Report(len(rest), self.exact is not None, float(np.abs(np.expm1(-rest)).mean()), typical, drift,
                              dict(zip(names, self.shares.tolist(), strict=True)))
 
-    def predict(self, samples: Samples, order: ArrayLike | None = None) -> Prediction:
+    def predict(self, samples: Samples, order: ArrayLike | None = None, base: Any = None) -> Prediction:
         """Values with intervals. `order` (or the table's) is when each is measured; without it, in a typical session."""
-        table = as_table(samples, order)
+        table = as_table(samples, order, base)
         if table.names != self.table.names:
             raise ValueError(f"samples need the columns that were fitted, {self.table.names}: got {table.names}")
-        for part in ("operators", "graphs"):
+        for part in ("operators", "graphs", "amounts", "base"):
             if getattr(self.table, part) is not None and getattr(table, part) is None:
                 raise ValueError(f"samples need {part}, as those that were fitted have them")
+        if table.base is not None and self.table.base is None:
+            raise ValueError("samples have a base and those that were fitted have none; fit with one, or leave it out")
+        base = table.base if self.prices is None or table.amounts is None else self.prices.total(table.amounts)
         beliefs = [_as_log(model.predict(table), logs) for _, model, logs in self.models]
         mean, spread = _mixed(beliefs, self.shares)
-        reach = self.margins[table.order is not None] * spread
+        reach = np.maximum(self.margins[table.order is not None] * spread, LEAST_REACH)
+        mean = mean if base is None else mean + np.log(base)
         value, low, high = np.exp(mean), np.exp(mean - reach), np.exp(mean + reach)
         if self.exact is not None:
             known = self.exact.predict(table)
@@ -165,9 +180,9 @@ class Predictor:
             low, high = np.where(certain, known - width, low), np.where(certain, known + width, high)
         return Prediction(value, low, high)
 
-    def update(self, samples: Samples, values: ArrayLike, order: ArrayLike | None = None) -> Predictor:
+    def update(self, samples: Samples, values: ArrayLike, order: ArrayLike | None = None, base: Any = None) -> Predictor:
         """Fit again with more samples. Raises ValueError when they do not have the columns of those before."""
-        more = as_table(samples, order)
+        more = as_table(samples, order, base)
         new = check_values(np.append(np.asarray(values, dtype=np.float64), 0.0), len(more) + 1)[:-1]
         return self.fit(self.table.then(more), np.append(self.values, new))
 

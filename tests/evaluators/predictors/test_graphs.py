@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from bodyplan.evaluators.costing import workload as bp_workload
 from bodyplan.evaluators.predictors import Predictor, TypedGraph, as_table, features
-from bodyplan.evaluators.predictors.typed_graph import refined
+from bodyplan.evaluators.predictors.typed_graph import of_architecture, refined
+from bodyplan.experiments.bench_candidate import design_space
 
 COSTS = {"conv": 3.0, "pool": 1.0, "norm": 0.4, "sum": 0.2}
 
@@ -75,3 +77,39 @@ def test_parts_that_were_fitted_are_asked_for():
     fitted = Predictor("gaussian").fit(graphs, [latency(graph) for graph in graphs])
     with pytest.raises(ValueError, match="samples need graphs"):
         fitted.predict({name: [1.0] for name in as_table(graphs).names})
+
+
+@pytest.mark.parametrize("name", ["macs", "decode_macs", "state_bytes"])
+def test_a_latency_that_is_one_cost_is_found_among_all_columns(name):
+    space = design_space()
+    found = [space.sample(seed) for seed in range(80)]
+    table = features(found, 256)
+    truth = np.expm1(table.values[:, table.names.index(name)]) + 1.0
+    fitted = Predictor("gaussian").fit(table.rows(slice(40)), truth[:40])
+    assert np.abs(fitted.predict(table.rows(slice(40, 80))).value / truth[40:] - 1).mean() < 0.05
+
+
+def test_a_decode_has_work_of_its_own(space):
+    found = [space.sample(seed) for seed in range(3)]
+    prefill, decode = features(found, 64), features(found, 64, "decode")
+    assert prefill.names == decode.names and not any("gene" in name for name in prefill.names)
+    for row, architecture in enumerate(found):
+        for table, phase in ((prefill, "prefill"), (decode, "decode")):
+            work = bp_workload(architecture, 64, phase)
+            runs = sum(part.times for part in work.rows)
+            assert np.expm1(table.values[row, table.names.index("runs")]) == pytest.approx(runs)
+            assert np.expm1(table.values[row, table.names.index("eager")]) == pytest.approx(work.total("eager"))
+            products = sum(n for key, n in table.amounts[row].items() if key.startswith("macs in"))
+            assert products == pytest.approx(work.total("macs"))
+    with pytest.raises(ValueError, match="a workload is of 'prefill' or 'decode'"):
+        features(found, 64, "train")
+
+
+def test_loops_that_adapt_matrices_are_counted():
+    space = design_space()
+    looped = [each for seed in range(40) if (each := space.sample(seed)).plan.recursion.lora_rank][:3]
+    for architecture, row in zip(looped, features(looped).values, strict=True):
+        pairs = [name for name in architecture.parameters if name.startswith("lora.") and name.endswith(".A")]
+        times = architecture.plan.recursion.times
+        assert np.expm1(row[-2]) == pytest.approx(len(pairs) * times) and row[-1] > row[-2]
+        assert sum(of_architecture(architecture).sizes) == pytest.approx(architecture.cost().parameters)

@@ -68,17 +68,32 @@ def test_the_margin_is_the_rank_of_the_scores():
         margin(errors[:8], np.ones(8), 0.9)
 
 
-@pytest.mark.parametrize("model", ["additive", pytest.param("gaussian", marks=pytest.mark.long)])
-def test_ninety_percent_intervals_hold_in_ninety_percent_over_200_splits(model):
-    columns, latency = sizes(400, noise=0.1)
-    held = []
-    for seed in range(200):
-        order = np.random.default_rng(seed).permutation(400)
-        train, test = order[:60], order[60:]
-        chosen = "additive" if model == "additive" else GaussianProcess(robust=False, searched=40, iterations=8)
-        value, low, high = Predictor(chosen, seed=seed).fit(part(columns, train), latency[train]).predict(part(columns, test))
-        held.append(np.mean((low <= latency[test]) & (latency[test] <= high)))
-    assert 0.88 <= np.mean(held) <= 0.92
+def held(model, rows, splits):
+    """What 90 % intervals held in the mean over exchangeable splits of one table."""
+    columns, latency = sizes(600, noise=0.1)
+    found = []
+    for seed in range(splits):
+        order = np.random.default_rng(seed).permutation(600)
+        train, test = order[:rows], order[rows:]
+        _, low, high = Predictor(model(), seed=seed).fit(part(columns, train), latency[train]).predict(part(columns, test))
+        found.append(np.mean((low <= latency[test]) & (latency[test] <= high)))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("rows", [30, 50, 100, 200])
+def test_ninety_percent_intervals_hold_in_ninety_percent_over_200_splits(rows):
+    assert 0.88 <= held(lambda: "additive", rows, 200) <= 0.92
+
+
+@pytest.mark.long
+def test_intervals_of_boosting_hold_over_200_splits():
+    assert 0.88 <= held(lambda: Boosting(trees=8, rate=0.5), 50, 200) <= 0.92
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rows, splits", [(30, 30), (100, 10)])
+def test_intervals_of_a_gaussian_process_hold(rows, splits):
+    assert 0.88 <= held(GaussianProcess, rows, splits) <= 0.92
 
 
 @pytest.mark.long

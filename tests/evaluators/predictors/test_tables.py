@@ -36,6 +36,31 @@ def test_a_xeon_from_ten_samples(folder):
     assert latency_tables._few(transfer, latencies["gold_6240"], "chosen", 0)["spearman"] > 0.85
 
 
+@pytest.mark.long
+def test_networks_that_no_known_device_measured(folder):
+    table, latencies = latency_tables.fbnet(folder)
+    kept, out = latency_tables._split(len(table), 1000, 0)
+    out = out[:300]
+    others = {name: values[kept] for name, values in latencies.items() if name != "raspi4"}
+    transfer, truth = Transfer(table.rows(kept), others), latencies["raspi4"]
+    rows = transfer.choose(10)
+    found = transfer.fit(rows, truth[kept][rows]).predict(table.rows(out))
+    assert spearmanr(found.value, truth[out])[0] > 0.85
+    assert np.mean((found.low <= truth[out]) & (truth[out] <= found.high)) > 0.8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("device", ["Titan Xp", "Raspberry Pi 4", "gold_6240"])
+def test_intervals_from_thirty_samples_hold(folder, device):
+    if device == "gold_6240":
+        table, latencies = latency_tables.fbnet(folder)
+        latency = latencies[device]
+    else:
+        table, latency = latency_tables.hat(folder, device)
+    found = [latency_tables._curve(table, latency, 30, seed, "gaussian", "unknown")["coverage"] for seed in range(20)]
+    assert 0.85 <= np.mean(found) <= 0.95
+
+
 def test_missing_tables_are_named(tmp_path):
     with pytest.raises(ValueError, match="say where with --tables"):
         latency_tables.tables_folder(str(tmp_path))

@@ -51,3 +51,42 @@ def test_bad_input_is_answered(fleet):
         transfer.fit([1, 2, 3], [2.0, 2.0, 2.0])
     with pytest.raises(ValueError, match="can be chosen: got 0"):
         transfer.choose(0)
+
+
+def within(found, truth):
+    return np.mean((found.low <= truth) & (truth <= found.high))
+
+
+@pytest.mark.long
+def test_samples_that_no_known_device_measured_are_predicted_too(fleet):
+    samples, known, new = fleet
+    kept, out = np.arange(300), np.arange(300, 400)
+    transfer = Transfer([samples[i] for i in kept], {name: values[kept] for name, values in known.items()})
+    rows = transfer.choose(10)
+    unmeasured = [samples[i] for i in out]
+    found = transfer.fit(rows, new[rows]).predict(unmeasured)
+    assert correlation(found.value, new[out]) > 0.9 and within(found, new[out]) > 0.6
+    few = transfer.fit(unmeasured[:12], new[out[:12]]).predict(unmeasured[12:])
+    assert correlation(few.value, new[out[12:]]) > 0.9 and within(few, new[out[12:]]) > 0.6
+
+
+@pytest.mark.long
+def test_what_was_not_measured_on_known_devices_is_less_sure(fleet):
+    samples, known, new = fleet
+    fused = np.exp(0.2 * np.random.default_rng(1).normal(size=400))         # what devices share and no sum over parts tells
+    transfer = Transfer(samples, {name: values * fused for name, values in known.items()})
+    transfer.fit(np.arange(10), (new * fused)[:10])
+    seen, unseen = transfer.predict(np.arange(100, 400)), transfer.predict(samples[100:])
+    assert np.median(unseen.high / unseen.low) > 1.3 * np.median(seen.high / seen.low)
+    assert within(unseen, (new * fused)[100:]) > 0.7 and correlation(seen.value, (new * fused)[100:]) > 0.95
+
+
+def test_new_samples_have_what_the_known_ones_have(fleet):
+    samples, known, new = fleet
+    transfer = Transfer(samples, known, repeats=1).fit(np.arange(9), new[:9])
+    with pytest.raises(ValueError, match="need the columns of those that are known"):
+        transfer.predict({"size": [1.0]})
+    with pytest.raises(ValueError, match="different ones of the 400"):
+        transfer.predict([400])
+    with pytest.raises(ValueError, match="coverage lies between 0 and 1"):
+        transfer.predict(coverage=1.0)
