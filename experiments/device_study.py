@@ -6,7 +6,7 @@
 Networks of the design page's space at 256 tokens, batch 1, one thread: a prefill, and one more token. `--twice` of them are
 measured in two further processes, in other orders, all in rounds; the rest of the study fits predictors on half of the
 candidates and compares them with what was measured of the other half. Measurements are profiles, one per process and phase;
-the same command makes those that are missing. The second command prints the study from them.
+the same command makes the rounds that are missing. The second command prints the study from them.
 """
 
 from __future__ import annotations
@@ -33,23 +33,21 @@ PHASES = ("prefill", "decode")
 RUNS = ("first", "second", "all")
 NEAR = 0.1          # of the measured value: what counts as near
 SPLITS = 3
-ROUNDS = 3          # each measures every network once, minutes apart from the others; their median counts
+ROUNDS = 5          # each measures every network once, minutes apart from the others; their median counts
 BUDGET_MS = 100.0   # of repeats in a round: twice what a sweep takes for a candidate
 
 
-def measure(out: Path, device: str, numbers: Sequence[int], run: str) -> None:
-    """Measure the architectures of these numbers in rounds, each in an order of its own, where the run's profiles are
-    missing."""
-    space, rng = design_space(), random.Random(run)
+def measure(out: Path, device: str, numbers: Sequence[int], run: str, rounds: int = ROUNDS) -> None:
+    """Measure the architectures of these numbers, in each round in another order, until the run's profiles have as many
+    rounds; they are kept after every one."""
+    space = design_space()
     for phase in PHASES:
         path = out / f"{run}_{phase}.json"
-        rounds: list[Profile] = []
         under = Conditions(length=LENGTH, phase=phase, budget_ms=BUDGET_MS)
-        while not path.exists() and len(rounds) < ROUNDS:
-            order = rng.sample(list(numbers), len(numbers))
-            rounds.append(profile_models([space.sample(number) for number in order], device, under, f"device_study, {run}"))
-        if rounds:
-            rounds[0].merge(*rounds[1:]).save(path)
+        while (done := len(Profile.load(path).sessions) if path.exists() else 0) < rounds:
+            order = random.Random(f"{run} {done}").sample(list(numbers), len(numbers))
+            found = profile_models([space.sample(number) for number in order], device, under, f"device_study, {run}")
+            (Profile.load(path).merge(found) if done else found).save(path, overwrite=True)
 
 
 def middles(profile: Profile) -> dict[str, dict[str, Any]]:
@@ -126,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
     parser.add_argument("--candidates", type=int, default=200, help="architectures that predictors are fitted on and held to")
     parser.add_argument("--twice", type=int, default=30, help="architectures that two further processes measure")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often everything is measured")
     parser.add_argument("--run", help="measure only this run, in this process")
     parser.add_argument("--report", action="store_true", help="only print what is there")
     asked = parser.parse_args(arguments)
@@ -134,13 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"a run is one of {', '.join(counts)}: got {asked.run!r}")
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.run is not None:
-        measure(asked.out, asked.device, range(counts[asked.run]), asked.run)
+        measure(asked.out, asked.device, range(counts[asked.run]), asked.run, asked.rounds)
         return
     if not asked.report:
         for run in counts:
             subprocess.run([sys.executable, "-m", "bodyplan.experiments.device_study", "--out", str(asked.out), "--device",
-                            asked.device, "--candidates", str(asked.candidates), "--twice", str(asked.twice), "--run", run],
-                           check=True)
+                            asked.device, "--candidates", str(asked.candidates), "--twice", str(asked.twice), "--rounds",
+                            str(asked.rounds), "--run", run], check=True)
     print(json.dumps(report(asked.out), indent=1))
 
 
