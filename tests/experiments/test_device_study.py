@@ -1,7 +1,5 @@
 """The study of a device: what it makes of measurements, and that it goes on where it was stopped."""
 
-import json
-
 import pytest
 from bodyplan.evaluators.latency import Profile
 from bodyplan.experiments import bench_cost, device_study
@@ -46,13 +44,17 @@ def test_measurements_of_two_machines_are_not_mixed(tmp_path):
         device_study.report(tmp_path / "none")
 
 
-def test_what_is_measured_is_not_measured_again(tmp_path):
-    device_study.measure(tmp_path, "cpu", range(1), "first")
+def test_what_is_measured_is_not_measured_again_and_more_rounds_are_added(tmp_path):
+    device_study.measure(tmp_path, "cpu", range(1), "first", rounds=1)
     first = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    device_study.measure(tmp_path, "cpu", range(1), "first")
+    device_study.measure(tmp_path, "cpu", range(1), "first", rounds=1)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == first
     assert set(first) == {"first_prefill.json", "first_decode.json"}
-    assert all(json.loads(text)["models"][0]["median_ms"] > 0 for text in first.values())
+    device_study.measure(tmp_path, "cpu", range(1), "first", rounds=2)
+    one, two = Profile.load(tmp_path / "first_decode.json").models
+    assert (one["session"], two["session"]) == (0, 1) and one["hash"] == two["hash"]
+    middle = device_study.middles(Profile.load(tmp_path / "first_decode.json"))[one["hash"]]
+    assert middle["ms"] == pytest.approx((one["median_ms"] + two["median_ms"]) / 2)
 
 
 def test_costs_are_timed():
