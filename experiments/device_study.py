@@ -32,7 +32,7 @@ __all__ = ["PHASES", "main", "measure", "report"]
 PHASES = ("prefill", "decode")
 RUNS = ("first", "second", "all")
 NEAR = 0.1          # of the measured value: what counts as near
-SPLITS = 3
+SPLITS = 10
 ROUNDS = 5          # each measures every network once, minutes apart from the others; their median counts
 BUDGET_MS = 100.0   # of repeats in a round: twice what a sweep takes for a candidate
 
