@@ -72,9 +72,9 @@ def priced(table: Table, values: Floats, folds: Any) -> tuple[Prices | None, Flo
 def _out_of_fold(amounts: Sequence[Mapping[str, float]], values: Floats, folds: Any, strength: float) -> Floats:
     totals = np.zeros(len(values))
     for fold in np.unique(folds):
-        rest = np.flatnonzero(folds != fold)
+        rest: list[int] = np.flatnonzero(folds != fold).tolist()
         found = Prices(strength).fit([amounts[i] for i in rest], values[rest])
-        totals[folds == fold] = found.total([amounts[i] for i in np.flatnonzero(folds == fold)])
+        totals[folds == fold] = found.total([amounts[i] for i in np.flatnonzero(folds == fold).tolist()])
     return totals
 
 
