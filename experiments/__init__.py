@@ -11,7 +11,7 @@
     bench_tracking  what MLflow costs a sweep
     supernet_fidelity  how well each way of training a supernet ranks candidates, against training them alone
                     (fidelity_work: what its workers do; fidelity_page: the tables of docs/fidelity.md)
-    latency_tables  predictors against latencies that others measured (latency_page: docs/latency.md)
+    latency_tables  predictors against latencies that others measured (measured_tables: these; latency_page: docs/latency.md)
     device_study    networks measured on this machine: ranked twice, and predicted from half of them
     pruning_study   a trained transformer as a supernet, pruned by search (pruning_page: docs/pruning.md)
 """

@@ -75,25 +75,27 @@ def held(model, rows, splits):
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(600)
         train, test = order[:rows], order[rows:]
-        _, low, high = Predictor(model(), seed=seed).fit(part(columns, train), latency[train]).predict(part(columns, test))
+        fitted = Predictor(model(seed), seed=seed).fit(part(columns, train), latency[train])
+        _, low, high = fitted.predict(part(columns, test))
         found.append(np.mean((low <= latency[test]) & (latency[test] <= high)))
     return np.mean(found)
 
 
 @pytest.mark.parametrize("rows", [30, 50, 100, 200])
 def test_ninety_percent_intervals_hold_in_ninety_percent_over_200_splits(rows):
-    assert 0.88 <= held(lambda: "additive", rows, 200) <= 0.92
+    assert 0.88 <= held(lambda seed: "additive", rows, 200) <= 0.92
 
 
 @pytest.mark.long
-def test_intervals_of_boosting_hold_over_200_splits():
-    assert 0.88 <= held(lambda: Boosting(trees=8, rate=0.5), 50, 200) <= 0.92
+def test_intervals_of_boosting_hold_over_100_splits():
+    """Each split with its own seed: the features that so few trees draw decide how good one seed's predictor is."""
+    assert 0.88 <= held(lambda seed: Boosting(trees=10, rate=0.3, seed=seed), 50, 100) <= 0.92
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("rows, splits", [(30, 30), (100, 10)])
 def test_intervals_of_a_gaussian_process_hold(rows, splits):
-    assert 0.88 <= held(GaussianProcess, rows, splits) <= 0.92
+    assert 0.88 <= held(lambda seed: GaussianProcess(), rows, splits) <= 0.92
 
 
 @pytest.mark.long
