@@ -137,7 +137,7 @@ class Surrogates:
         try:
             self.models[name] = model.fit(self._table(name, genomes), values)
             self.trouble.pop(name, None)
-        except ValueError as error:                       # constant measurements, or one that is not above 0
+        except (ValueError, RuntimeError) as error:       # constant or negative measurements, a matrix without an inverse
             self.trouble[name] = str(error)
 
     def _table(self, name: str, genomes: Sequence[Genome]) -> Any:
