@@ -27,6 +27,7 @@ def test_ranks_of_two_processes_are_compared(tmp_path):
     assert found["median change"] == pytest.approx(0.1) == found["largest change"]
 
 
+@pytest.mark.long
 def test_predictors_are_held_to_what_they_did_not_see(tmp_path):
     times = {n: 1e-6 * SPACE.sample(n).cost(LENGTH).decode_macs for n in range(80)}
     found = device_study.report(written(tmp_path, "all", times), "additive")["prefill"]
