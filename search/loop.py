@@ -173,7 +173,7 @@ class Loop:
 
     def _finish(self, proposal: Proposal, body: Mapping[str, Any]) -> None:
         self.journal.append("result", body, self.ledger.stream)
-        self.ledger.results[proposal.number] = body
+        self.ledger.finish(body)
         self.watch(proposal.number)
 
     def _tell(self) -> bool:

@@ -43,6 +43,7 @@ class Ledger:
         self.results: dict[int, Mapping[str, Any]] = {}
         self.number_of: dict[str, int] = {}
         self.untold: dict[int, None] = {}        # indices into proposals, in order of asking
+        self.num_screened = 0                    # results of candidates that a predictor left out, untried
 
     @classmethod
     def read(cls, journal: Journal, stream: str, objectives: Sequence[Criterion]) -> Ledger:
@@ -58,10 +59,15 @@ class Ledger:
         if event.kind == "ask":
             self.ask(event.body)
         elif event.kind == "result":
-            self.results[event.body["number"]] = event.body
+            self.finish(event.body)
         elif event.kind == "tell":
             for index in event.body["asks"]:
                 del self.untold[index]
+
+    def finish(self, body: Mapping[str, Any]) -> None:
+        """Take the body of a "result" event."""
+        self.results[body["number"]] = body
+        self.num_screened += is_screened(body)
 
     def ask(self, body: Mapping[str, Any]) -> list[Proposal]:
         parents = body.get("parents", [None] * len(body["genomes"]))
@@ -82,7 +88,7 @@ class Ledger:
     @property
     def num_tried(self) -> int:
         """Those of them that were evaluated or will be: all but what a predictor left out."""
-        return self.num_new - sum(is_screened(body) for body in self.results.values())
+        return self.num_new - self.num_screened
 
     def pending(self) -> list[Proposal]:
         """New proposals without a result: what a resume evaluates first."""

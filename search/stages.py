@@ -191,7 +191,7 @@ def _run_stream(session: Session, stream: str, strategy: Strategy, seed: int, bu
 
 def _tried(ledger: Ledger) -> int:
     """Results of candidates that were tried."""
-    return len(ledger.results) - (ledger.num_new - ledger.num_tried)
+    return len(ledger.results) - ledger.num_screened
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .pareto import nondominated
 if TYPE_CHECKING:
     from ..evaluators.objectives import Objective
     from ..evaluators.predictors import Predictor
+    from ..space.architecture import Architecture
     from ..space.space import Space
     from .journal import Journal
 
@@ -116,13 +117,13 @@ class Surrogates:
 
     def guesses(self, genome: Genome) -> dict[str, Guess]:
         """(value, low, high) of every measured objective; empty as long as one of them cannot be predicted."""
-        found = {}
+        found, architecture = {}, self.space.architecture(genome)
         with on_threads(1):                               # these matrices are small, and the workers need the cores
             for name in self.kinds:
                 self._refit(name)
                 if name not in self.models:
                     return {}
-                value, low, high = (float(part[0]) for part in self.models[name].predict(self._table(name, [genome])))
+                value, low, high = (float(part[0]) for part in self.models[name].predict(self._table(name, [architecture])))
                 factor = self.scale[name]
                 found[name] = [value, value * (low / value) ** factor, value * (high / value) ** factor]
         return found
@@ -135,15 +136,15 @@ class Surrogates:
         genomes, values = zip(*rows[-MOST:], strict=True)
         model = copy.deepcopy(self.predictor)
         try:
-            self.models[name] = model.fit(self._table(name, genomes), values)
+            self.models[name] = model.fit(self._table(name, map(self.space.architecture, genomes)), values)
             self.trouble.pop(name, None)
         except (ValueError, RuntimeError) as error:       # constant or negative measurements, a matrix without an inverse
             self.trouble[name] = str(error)
 
-    def _table(self, name: str, genomes: Sequence[Genome]) -> Any:
+    def _table(self, name: str, architectures: Iterable[Architecture]) -> Any:
         from ..evaluators.predictors import features
 
-        return features([self.space.architecture(genome) for genome in genomes], **self.kinds[name])
+        return features(architectures, **self.kinds[name])
 
     def screened(self, guesses: Mapping[str, Sequence[float]]) -> str | None:
         """Why a candidate is not tried: which bound it breaks even at the better end; None where it may keep them all."""
