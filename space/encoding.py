@@ -10,20 +10,23 @@ import hashlib
 import heapq
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .compiled.spec import Gene
 from .genome import Decision
+from .tree import axes_of
 
 if TYPE_CHECKING:
     import networkx as nx
 
     from .architecture import Architecture
+    from .graph import ArchitectureGraph
     from .space import Space
 
-__all__ = ["Encoder", "graph_encoding", "path_encoding"]
+__all__ = ["Encoder", "graph_encoding", "parameters_by_node", "path_encoding"]
 
 MAX_ONE_HOT = 64
 
@@ -186,14 +189,14 @@ def graph_encoding(architecture: Architecture, nodes: int | None = None) -> tupl
         raise ValueError(f"graph_encoding needs room for every node: got nodes={nodes} and a graph of {len(graph)}")
     names = [*operator_names(architecture.space), *PLACES]
     adjacency, features = np.zeros((count, count)), np.zeros((count, len(names) + 2))
-    numels = parameters_by_place(architecture)
+    numels = parameters_by_node(architecture)
     rows = {node: row for row, node in enumerate(in_order(graph))}
     for node, row in rows.items():
         found = graph.nodes[node]
         name = found["label"] if found["operator"] is None else type(found["operator"]).__name__
         features[row, names.index(name if name in names else "other")] = 1.0
         widths = [width for _, _, width in graph.out_edges(node, data="width") if width is not None]
-        features[row, -2:] = math.log1p(numels.get(found["place"], 0)), math.log1p(max(widths, default=0))
+        features[row, -2:] = math.log1p(numels[node]), math.log1p(max(widths, default=0))
     for source, target, kind in graph.edges(data="kind"):
         adjacency[rows[source], rows[target]] += kind in FLOWS
     return adjacency, features
@@ -205,13 +208,26 @@ def operator_names(space: Space) -> list[str]:
     return sorted(found | {type(loop).__name__ for _, loops, _ in space.loops() for loop in loops})
 
 
-def parameters_by_place(architecture: Architecture) -> dict[str, int]:
-    """Numbers of parameters by the innermost node they belong to."""
-    places = {place for _, place in architecture.graph.nodes(data="place") if place}
-    numels: dict[str, int] = {}
-    for name, declared in architecture.parameters.items():
-        owner = name
-        while owner and owner not in places:
+def parameters_by_node(architecture: Architecture, graph: ArchitectureGraph | None = None) -> list[float]:
+    """Numbers of parameters of every node of the rewritten graph, in its order: each parameter's at its innermost node, the
+    low-rank pairs of loops at the nodes where such loops begin, in equal parts."""
+    from .graph import build_graph
+
+    nodes = (graph or build_graph(architecture.plan)).nodes
+    numels: dict[str, int] = dict.fromkeys((node.place for node in nodes if node.place), 0)
+    counted = 0
+    for placed in architecture.placed:
+        owner, numel = placed.name, _numel(placed.operator, placed.width)
+        while owner and owner not in numels:
             owner = owner.rpartition(".")[0]
-        numels[owner] = numels.get(owner, 0) + declared.numel
-    return numels
+        counted += numel
+        if owner:
+            numels[owner] += numel
+    adapting = [bool(getattr(node.operator, "lora_rank", 0)) for node in nodes]
+    pairs = (architecture.cost().parameters - counted) / sum(adapting) if any(adapting) else 0.0
+    return [pairs if adapts else float(numels.get(node.place, 0)) for node, adapts in zip(nodes, adapting, strict=True)]
+
+
+@lru_cache(maxsize=65_536)
+def _numel(operator: Any, width: int) -> int:
+    return sum(declared.numel for declared in axes_of(operator, width).values())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from ...space.tree import axes_of
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ...space.architecture import Architecture
@@ -89,28 +86,11 @@ def joined(graph: TypedGraph) -> list[str]:
 
 
 def of_architecture(architecture: Architecture) -> TypedGraph:
-    """The rewritten graph: a node's type is its operator's class, or what it is without one; its size its parameters.
-
-    The low-rank pairs of loops are parameters of the nodes where loops begin, in equal parts.
-    """
+    """The rewritten graph: a node's type is its operator's class, or what it is without one; its size its parameters."""
+    from ...space.encoding import parameters_by_node
     from ...space.graph import build_graph
 
     graph = build_graph(architecture.plan)
-    places = {node.place for node in graph.nodes if node.place}
-    numels = dict.fromkeys(places, 0)
-    for place in architecture.placed:
-        owner = place.name
-        while owner and owner not in places:
-            owner = owner.rpartition(".")[0]
-        numels[owner] = numels.get(owner, 0) + _numel(place.operator, place.width)
     types = tuple(node.label if node.operator is None else type(node.operator).__name__ for node in graph.nodes)
-    adapting = [bool(getattr(node.operator, "lora_rank", 0)) for node in graph.nodes]
-    pairs = (architecture.cost().parameters - sum(numels.values())) / max(sum(adapting), 1) if any(adapting) else 0.0
-    sizes = tuple(pairs if adapts else float(numels.get(node.place, 0) if node.place else 0)
-                  for node, adapts in zip(graph.nodes, adapting, strict=True))
-    return TypedGraph(types, tuple((source, target) for source, target, _ in graph.edges), sizes)
-
-
-@lru_cache(maxsize=65_536)
-def _numel(operator: Any, width: int) -> int:
-    return sum(declared.numel for declared in axes_of(operator, width).values())
+    edges = tuple((source, target) for source, target, _ in graph.edges)
+    return TypedGraph(types, edges, tuple(parameters_by_node(architecture, graph)))

@@ -166,6 +166,14 @@ def test_a_graph_is_its_edges_and_the_kinds_and_sizes_of_its_nodes():
         assert features[:, -1].max() == pytest.approx(np.log1p(architecture.plan.width))
 
 
+def test_the_low_rank_pairs_of_a_loop_are_counted_once():
+    space = bp.Space(embed=bp.TokenEmbedding(vocab=16), width=8, body=bp.repeat(bp.Block(bp.Attention(heads=2)), times=2),
+                     recursion=bp.Loop(times=2, lora_rank=2), head=bp.LanguageHead(tied=True))
+    architecture = space.sample(0)
+    _, features = graph_encoding(architecture)
+    assert np.expm1(features[:, -2]).sum() == pytest.approx(architecture.cost().parameters)
+
+
 def test_features_have_one_length_in_a_space_and_nodes_are_padded():
     space = SPACES["two parts"]
     small, large = (space.architecture(genome) for genome in (space.smallest(), space.largest()))
